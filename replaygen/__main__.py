@@ -1,0 +1,3 @@
+from replaygen.cli import main
+
+main()

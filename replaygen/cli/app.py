@@ -1,0 +1,230 @@
+"""The commands that plan, run, train, show and report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replaygen.cli import cache, places
+
+if TYPE_CHECKING:
+    from replaygen.plan import Plan, Recipe
+    from replaygen.run import Run
+    from replaygen.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Replay data for class-incremental semantic segmentation: make it, label it, train on it.",
+)
+app.add_typer(cache.app, name="cache")
+app.add_typer(places.recipes, name="recipes")
+app.command()(places.init)
+app.command()(places.doctor)
+
+RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or its name in pipelines/")]
+Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="the store; default: cache/ of the recipe's workspace")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over the recipe, VALUE in TOML")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Dask worker processes; 0: this process")]
+Scheduler = Annotated[str | None, typer.Option(help="tcp:// or tls:// address of a running Dask cluster")]
+
+
+def open_recipe(
+    name: str, changes: list[str] | None, cache_root: Path | None, extra: dict[str, Any] | None = None
+) -> tuple[Recipe, Store]:
+    """The recipe with `--set` laid over it, and the store to use."""
+    import tomllib
+
+    from replaygen.errors import RecipeError
+    from replaygen.plan import Recipe
+    from replaygen.store import Store
+
+    laid = dict(extra or {})
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        try:
+            laid[key.strip()] = tomllib.loads(f"x = {value}")["x"] if equals else True
+        except tomllib.TOMLDecodeError:
+            raise RecipeError(
+                f"--set {change!r}: the value is no TOML", hint='quote text: --set \'data.path="photos"\''
+            ) from None
+    recipe = Recipe.load(name, laid)
+    return recipe, Store(cache_root) if cache_root is not None else recipe.store()
+
+
+def _how(workers: int | None, scheduler: str | None) -> dict[str, Any]:
+    how: dict[str, Any] = {}
+    if workers is not None:
+        how["run.workers"] = workers
+    if scheduler is not None:
+        how["run.scheduler"] = scheduler
+    return how
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    changes: Set = None,
+    cache_root: Cache = None,
+    tasks: Annotated[bool, typer.Option("--tasks", help="one line a task, with its reason")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would do, and why; nothing runs."""
+    found, store = open_recipe(recipe, changes, cache_root)
+    planned = found.plan(store)
+    if as_json:
+        print(json.dumps(planned.as_json(), ensure_ascii=False))
+        return
+    print(planned)
+    if tasks:
+        for key, task in planned.tasks.items():
+            status = planned.status[key]
+            print(f"{key[:12]}  {status.state:<6}  {task.slot}  {status.reason}")
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    changes: Set = None,
+    cache_root: Cache = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="where to write the page")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: make what is missing, rebuild what is damaged, then print the table and write the page."""
+    found, store = open_recipe(recipe, changes, cache_root, _how(workers, scheduler))
+    _run(found, store, as_json=as_json, report_to=report_to)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    method: Annotated[list[str], typer.Option("--method", help="rows of the recipe to train; repeatable")],
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="seeds; default: the recipe's")] = None,
+    changes: Set = None,
+    cache_root: Cache = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Train some methods of a recipe, with all that they need."""
+    found, store = open_recipe(recipe, changes, cache_root, _how(workers, None))
+    _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
+
+
+def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:
+    from replaygen.plan.estimate import duration
+    from replaygen.run import run as execute
+    from replaygen.run import table
+    from replaygen.run.progress import Quiet, for_stream
+
+    planned = recipe.plan(store)
+    if not as_json:
+        print(planned, flush=True)
+    done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
+    page = _page(planned, done, report_to)
+    if as_json:
+        told = {"result": done.result.as_json(), "tally": done.as_json(), "report": str(page) if page else None}
+        print(json.dumps(told, ensure_ascii=False))
+        return done
+    for line in done.lines():
+        print(line)
+    print(f"\n{table(done.result)}\n\n{duration(done.seconds)}" + (f"; look at {page}" if page else ""))
+    return done
+
+
+def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
+    """Write the page, unless nothing was made and it stands already, or its packages are not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("jinja2") is None or find_spec("matplotlib") is None:
+        return None
+    out = report_to or planned.recipe.workspace / "reports" / f"{planned.recipe.name}.html"
+    if done.tally.made == 0 and done.tally.adopted == 0 and out.exists():
+        return out
+    from replaygen.report import write_report
+
+    return write_report(planned, out)
+
+
+@app.command()
+def report(
+    recipe: RecipeName,
+    out: Annotated[Path | None, typer.Option("--out", help="the page to write")] = None,
+    changes: Set = None,
+    cache_root: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Write the page of a run: results, curves, and the replay sets it was trained on."""
+    from replaygen.report import write_report
+
+    found, store = open_recipe(recipe, changes, cache_root)
+    planned = found.plan(store)
+    page = write_report(planned, out or found.workspace / "reports" / f"{found.name}.html")
+    print(json.dumps({"report": str(page)}) if as_json else f"wrote {page}")
+
+
+@app.command()
+def show(
+    recipe: RecipeName,
+    class_name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="a class of the recipe")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="write the class's contact sheet to this HTML file")] = None,
+    changes: Set = None,
+    cache_root: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Show the replay sets of a run: how many samples, from where, how good; a contact sheet with `--out`."""
+    from replaygen.classes import nearest_hint
+    from replaygen.errors import DataError
+    from replaygen.run import replay_sets
+
+    found, store = open_recipe(recipe, changes, cache_root)
+    sets = replay_sets(found.plan(store))
+    if class_name is not None:
+        chosen = {slot: one for slot, one in sets.items() if slot.rsplit("/", 1)[1] == class_name}
+        if not chosen:
+            known = {slot.rsplit("/", 1)[1] for slot in sets}
+            raise DataError(f"no replay of {class_name!r} was made", hint=nearest_hint(class_name, known) if known else
+                            f"run it first: replaygen run {recipe}")  # fmt: skip
+        sets = chosen
+    rows = [
+        {"slot": slot, "samples": len(one), "wanted": one.manifest["wanted"], "shortfall": one.manifest["shortfall"]}
+        for slot, one in sets.items()
+    ]
+    if as_json:
+        print(json.dumps({"replay": rows}))
+    else:
+        for row in rows:
+            print(f"{row['samples']:>6} of {row['wanted']:<6} {row['slot']}")
+    if out is not None and sets:
+        from replaygen.report import sheet
+
+        sheet(next(iter(sets.values()))).save(out)
+        print(f"wrote {out}", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    cache_root: Cache = None,
+    workers: Workers = None,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a model forget under fine-tuning and remember under RECALL: digit scenes, offline, a few minutes."""
+    found, store = open_recipe("digits", changes, cache_root, _how(workers, None))
+    if not as_json:
+        print(
+            "Ten handwritten digits on photographs: five classes first, then one a step. Fine-tuning sees only the\n"
+            "new digit; RECALL replays pictures of the old ones that the model labelled itself; joint saw everything.\n"
+        )
+    done = _run(found, store, as_json=as_json, report_to=None)
+    closed = done.result.gap_closed("recall")
+    if closed and not as_json:
+        print(f"RECALL closes {sum(closed) / len(closed):.0f} % of the gap between fine-tuning and joint training.")

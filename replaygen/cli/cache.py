@@ -1,0 +1,119 @@
+"""Commands about the store: what is in it, whether it is right, why a key is what it is, and what can go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Look into the store: ls, du, why, verify, gc.")
+
+Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
+Root = Annotated[Path, typer.Option("--cache", help="the store")]
+
+
+def _open(root: Path, *, readonly: bool = False) -> Any:
+    from replaygen.errors import StoreError
+    from replaygen.store import Store
+
+    if not (root / "format").is_file():
+        raise StoreError("no store here", where=str(root), hint="run a recipe first, or name the store with --cache")
+    return Store(root, readonly=readonly)
+
+
+@app.command()
+def ls(root: Root = Path("cache"), as_json: Json = False) -> None:
+    """Recipes that were run here, and how many of their results stand."""
+    store = _open(root, readonly=True)
+    rows = []
+    for recipe, name, data in store.refs():
+        slots = data.get("slots", {})
+        there = sum(status.state == "cached" for status in store.statuses(set(slots.values())).values())
+        rows.append({"recipe": recipe, "ref": name, "tasks": len(set(slots.values())), "standing": there})
+    if as_json:
+        print(json.dumps({"refs": rows}))
+        return
+    for row in rows:
+        print(f"{row['recipe']:<30} {row['standing']:>6} of {row['tasks']} results stand")
+
+
+@app.command()
+def du(root: Root = Path("cache"), as_json: Json = False) -> None:
+    """Bytes by stage and by recipe."""
+    from replaygen.plan.estimate import size
+
+    report = _open(root, readonly=True).du()
+    if as_json:
+        print(json.dumps({**asdict(report), "total": report.total}))
+        return
+    for title, rows in (("stage", report.stages), ("recipe", report.refs)):
+        for name, count in sorted(rows.items(), key=lambda row: -row[1]):
+            print(f"{title:<8}{name:<40}{size(count):>12}")
+    print(f"unreferenced {size(report.unreferenced)}, partial {size(report.partial)}, "
+          f"quarantine {size(report.quarantine)}, total {size(report.total)}")  # fmt: skip
+
+
+@app.command()
+def why(
+    key: Annotated[str, typer.Argument(help="a key, or its first 6 or more digits")],
+    root: Root = Path("cache"),
+    as_json: Json = False,
+) -> None:
+    """A key's ingredients, and how it differs from its nearest neighbour."""
+    report = _open(root, readonly=True).why(key)
+    if as_json:
+        print(json.dumps(asdict(report), ensure_ascii=False))
+        return
+    print(f"{report.key}\nstage   {report.stage} version {report.version}, seed {report.seed}\nslot    {report.slot}")
+    for name, value in report.params.items():
+        text = json.dumps(value, ensure_ascii=False)
+        print(f"  {name} = {text if len(text) <= 100 else text[:97] + '...'}")
+    for role, source in report.inputs[:20]:
+        print(f"  input {role}: {source[:16]}")
+    if len(report.inputs) > 20:
+        print(f"  ... and {len(report.inputs) - 20} more inputs")
+    if report.nearest is None:
+        print("no other record of this stage")
+        return
+    print(f"nearest {report.nearest[:16]} ({report.nearest_slot}) differs in:")
+    for name, (mine, theirs) in report.differences.items():
+        print(f"  {name}: {json.dumps(mine)[:60]} here, {json.dumps(theirs)[:60]} there")
+
+
+@app.command()
+def verify(root: Root = Path("cache"), as_json: Json = False) -> None:
+    """Hash every object, check every record and ref; what is damaged goes to quarantine. Exit code 1 where any is."""
+    report = _open(root).verify()
+    if as_json:
+        print(json.dumps({**asdict(report), "ok": report.ok}))
+    else:
+        print(f"{report.objects} objects, {report.records} records, {report.refs} refs checked")
+        for damage in report.damaged:
+            print(f"damaged {damage.kind} {damage.name}: {damage.why}")
+        for key, digest in report.missing:
+            print(f"missing object {digest[:16]} of record {key[:16]}")
+        print("all good" if report.ok else "run the recipes again: what is damaged or missing is rebuilt")
+    if not report.ok:
+        sys.exit(1)
+
+
+@app.command()
+def gc(
+    root: Root = Path("cache"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete what no recipe's last run and no live run reaches."""
+    from replaygen.plan.estimate import size
+
+    report = _open(root, readonly=dry_run).gc(dry_run=dry_run)
+    if as_json:
+        print(json.dumps(asdict(report)))
+        return
+    verb = "would delete" if dry_run else "deleted"
+    print(f"{verb} {len(report.records)} records and {len(report.objects)} objects, {size(report.bytes)}; "
+          f"kept {report.kept_records} records and {report.kept_objects} objects")  # fmt: skip

@@ -1,0 +1,114 @@
+"""Commands about places: a new workspace, the recipes in reach, and what is installed here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipes = typer.Typer(no_args_is_help=True, help="List recipes and trainers, copy them into this workspace.")
+
+Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
+
+
+def init(folder: Annotated[Path, typer.Argument(help="the new workspace")] = Path(), as_json: Json = False) -> None:
+    """Make a workspace: a folder with pipelines/, trainers/ and cache/."""
+    from replaygen.plan.workspace import shipped
+
+    made = []
+    for name in ("pipelines", "trainers", "cache"):
+        if not (folder / name).is_dir():
+            (folder / name).mkdir(parents=True)
+            made.append(name)
+    for name in ("README.md", ".gitignore"):
+        source, target = shipped() / "cache" / name, folder / "cache" / name
+        if source.is_file() and not target.exists():
+            shutil.copyfile(source, target)
+    if as_json:
+        print(json.dumps({"workspace": str(folder.resolve()), "made": made}))
+    else:
+        print(f"workspace {folder.resolve()}: " + (f"made {', '.join(made)}" if made else "everything is there"))
+        print("next: `replaygen recipes ls`, then `replaygen recipes cp digits my.toml`")
+
+
+@recipes.command("ls")
+def list_all(as_json: Json = False) -> None:
+    """The recipes and trainers in reach; this workspace's own win over installed ones."""
+    from replaygen.plan.workspace import list_recipes, list_trainers
+
+    found = [(path, _title(path)) for path in list_recipes()]
+    trainers = list_trainers(Path.cwd())
+    if as_json:
+        rows = [{"name": path.stem, "path": str(path), "title": title} for path, title in found]
+        print(json.dumps({"recipes": rows, "trainers": [{"name": path.stem, "path": str(path)} for path in trainers]}))
+        return
+    for path, title in found:
+        print(f"recipe   {path.stem:<24} {title}")
+    for path in trainers:
+        print(f"trainer  {path.stem:<24} {path}")
+
+
+def _title(path: Path) -> str:
+    import tomllib
+
+    try:
+        return str(tomllib.loads(path.read_text(encoding="utf-8")).get("title", ""))
+    except (OSError, ValueError):
+        return "(cannot be read)"
+
+
+@recipes.command("cp")
+def copy(
+    name: Annotated[str, typer.Argument(help="a recipe or trainer by name")],
+    target: Annotated[Path, typer.Argument(help="the new file; a bare name goes to pipelines/ or trainers/")],
+    as_json: Json = False,
+) -> None:
+    """Copy a recipe or a trainer into this workspace, to change it."""
+    from replaygen.errors import RecipeError
+    from replaygen.plan.workspace import find_recipe, find_trainer
+
+    source = find_trainer(name, Path.cwd()) if target.suffix == ".py" else find_recipe(name)
+    if target.parent == Path():
+        target = Path("trainers" if target.suffix == ".py" else "pipelines") / target
+    if target.exists():
+        raise RecipeError("the target exists", where=str(target), hint="choose another name; nothing was overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = source.read_text(encoding="utf-8")
+    if target.suffix == ".toml":
+        text = text.replace(f'name = "{source.stem}"', f'name = "{target.stem}"', 1)
+    target.write_text(text, encoding="utf-8")
+    print(json.dumps({"source": str(source), "target": str(target)}) if as_json else f"{source} -> {target}")
+
+
+_PACKAGES = {
+    "torch": "train", "safetensors": "train", "transformers": "backbones", "distributed": "dask",
+    "jinja2": "report", "matplotlib": "report", "sklearn": "digits",
+}  # fmt: skip
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what is missing for what, and whether there is a GPU."""
+    import os
+    import platform
+    from importlib.util import find_spec
+
+    rows = {name: find_spec(name) is not None for name in _PACKAGES}
+    device = "none"
+    if rows["torch"]:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
+    told = {
+        "python": platform.python_version(), "packages": rows, "device": device, "cores": os.cpu_count(),
+        "REPLAYGEN_DATA": os.environ.get("REPLAYGEN_DATA"),
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(told))
+        return
+    print(f"python {told['python']}, {told['cores']} cores, device: {device}")
+    for name, there in rows.items():
+        print(f"  {name:<14}" + ("installed" if there else f"missing: pip install 'replaygen[{_PACKAGES[name]}]'"))
+    print(f"  REPLAYGEN_DATA {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}")

@@ -1,0 +1,1 @@
+"""What gives a label to an image that has none. Each labeler is one file and knows nothing of the others."""

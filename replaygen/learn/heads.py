@@ -1,0 +1,158 @@
+"""Heads: from feature maps to logits at the finest map's size. Only `Classifier` layers know the number of classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Init = Literal["random", "balanced"]
+
+
+class Classifier(nn.Conv2d):
+    """A convolution whose output channels are the classes: channel 0 background, then the classes in learning order."""
+
+    def __init__(self, width: int, channels: int, kernel: int = 1, dilation: int = 1) -> None:
+        super().__init__(width, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        nn.init.normal_(self.weight, std=0.01)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def grow(self, channels: int, init: Init, share: float = 1.0) -> None:
+        """Add rows for new classes; the old rows stay, but for the background's bias with "balanced".
+
+        "balanced" is MiB's: w_new = w_bg, b_new = b_bg - log(N + 1), and b_bg gets the same value, so the old
+        background probability is split evenly over background and the N new classes. `share` is this layer's part
+        of that bias where several classifiers are summed.
+        """
+        new = channels - self.out_channels
+        assert self.bias is not None
+        with torch.no_grad():
+            weight, bias = self.weight.data, self.bias.data
+            rows = torch.empty(new, *weight.shape[1:], dtype=weight.dtype)
+            nn.init.normal_(rows, std=0.01)  # on the CPU, so the numbers depend on no device
+            rows, offsets = rows.to(weight.device), torch.zeros(new, dtype=bias.dtype, device=bias.device)
+            if init == "balanced":
+                rows = weight[:1].expand_as(rows)
+                bias = bias.clone()
+                bias[0] -= share * math.log(new + 1)
+                offsets = bias[:1].expand(new)
+            self.weight = nn.Parameter(torch.cat([weight, rows]))
+            self.bias = nn.Parameter(torch.cat([bias, offsets]))
+        self.out_channels = channels
+
+
+class DeepLabV2Head(nn.Module):
+    """The sum of four 3x3 atrous convolutions of the deepest map (Chen et al. 2018, arXiv 1606.00915)."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int, rates: tuple[int, ...], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.branches = nn.ModuleList(Classifier(widths[-1], channels, 3, rate) for rate in rates)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        deepest = self.dropout(features[-1])
+        total: Tensor = self.branches[0](deepest)
+        for branch in self.branches[1:]:
+            total = total + branch(deepest)
+        return total
+
+
+class LightHead(nn.Module):
+    """DeepLab v3+-like: every tap to `width` channels by 1x1, up to the finest tap, joined, convolved, classified."""
+
+    def __init__(
+        self, widths: tuple[int, ...], channels: int, *, width: int, convs: int, separable: bool,
+        image_pooling: bool, dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.reduce = nn.ModuleList(conv_bn_relu(tap, width, 1) for tap in widths)
+        self.pooled = nn.Conv2d(widths[-1], width, 1) if image_pooling else None
+        joined = width * (len(widths) + int(image_pooling))
+        self.convs = nn.Sequential(
+            *(conv_bn_relu(joined if index == 0 else width, width, 3, separable=separable) for index in range(convs))
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = Classifier(width, channels)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        size = max((feature.shape[-2:] for feature in features), key=lambda shape: shape[0] * shape[1])
+        maps = [
+            resize(reduce(feature), size[0], size[1])
+            for reduce, feature in zip(self.reduce, features, strict=True)
+        ]  # fmt: skip
+        if self.pooled is not None:
+            mean = F.relu(self.pooled(features[-1].mean((2, 3), keepdim=True)))
+            maps.append(mean.expand(-1, -1, size[0], size[1]))
+        logits: Tensor = self.classify(self.dropout(self.convs(torch.cat(maps, 1))))
+        return logits
+
+
+class UNetHead(nn.Module):
+    """The small network's decoder: up one scale, join with the encoder's map, convolve; classify at stride 2."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int, depth: int) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(
+            conv_block(coarse + fine, fine, depth)
+            for fine, coarse in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True)
+        )
+        self.classify = Classifier(widths[0], channels)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        x = features[-1]
+        for up, skip in zip(self.up, reversed(features[:-1]), strict=True):
+            x = up(torch.cat([resize(x, skip.shape[-2], skip.shape[-1]), skip], 1))
+        logits: Tensor = self.classify(x)
+        return logits
+
+
+class SmallEncoder(nn.Module):
+    """Convolutions with batch norm; maps at strides 2, 4, 8, ... of `widths` channels, `depth` 3x3 layers a scale."""
+
+    def __init__(self, widths: tuple[int, ...], depth: int) -> None:
+        super().__init__()
+        before = (3, *widths[:-1])
+        self.scales = nn.ModuleList(
+            nn.Sequential(conv_bn_relu(source, width, 3, stride=2), conv_block(width, width, depth))
+            for source, width in zip(before, widths, strict=True)
+        )
+        self.widths = widths
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        x = images * 4 - 2
+        for scale in self.scales:
+            x = scale(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+def conv_bn_relu(source: int, width: int, kernel: int, *, stride: int = 1, separable: bool = False) -> nn.Sequential:
+    """Convolution (depthwise then 1x1 where `separable`), batch norm, ReLU; He-initialised."""
+    pad = kernel // 2
+    if separable:
+        layers: list[nn.Module] = [
+            nn.Conv2d(source, source, kernel, stride, pad, groups=source, bias=False),
+            nn.Conv2d(source, width, 1, bias=False),
+        ]
+    else:
+        layers = [nn.Conv2d(source, width, kernel, stride, pad, bias=False)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")  # type: ignore[arg-type]
+    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU())
+
+
+def conv_block(source: int, width: int, depth: int) -> nn.Sequential:
+    """`depth` 3x3 convolutions, the first from `source` to `width` channels."""
+    return nn.Sequential(*(conv_bn_relu(source if index == 0 else width, width, 3) for index in range(depth)))
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, corners not aligned; the same tensor where nothing changes."""
+    if x.shape[-2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,70 @@
+"""Predictions at full image size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from replaygen.learn.heads import resize
+from replaygen.learn.networks import SegNet
+from replaygen.learn.samples import stack_images
+from replaygen.learn.specs import ViewSpec
+from replaygen.learn.views import apply_view
+
+if TYPE_CHECKING:
+    from replaygen.sample import Image8, Mask8
+
+
+def predict_probabilities(
+    net: SegNet,
+    image: Image8 | Sequence[Tensor],
+    size: int,
+    *,
+    shape: tuple[int, int] | None = None,
+    flip: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Class probabilities of one image.
+
+    The image is resized to size x size (view 0), and the logits are resized to the full image before the softmax.
+
+    Args:
+        net: the network; put into evaluation mode.
+        image: uint8 [H, W, 3], or the features of its view 0, a tensor [D, h, w] for each tap.
+        size: the side the network sees, in pixels.
+        shape: (H, W) of the result; needed with features, else the image's own.
+        flip: average the probabilities with those of the mirrored image (images only).
+
+    Returns:
+        float32 [C, H, W], sums to 1 over channels.
+
+    Raises:
+        ValueError: features without `shape`, or with `flip`.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    with torch.inference_mode():
+        if not isinstance(image, np.ndarray):
+            if shape is None or flip:
+                raise ValueError("features need `shape`, and cannot be mirrored")
+            maps = tuple(feature.unsqueeze(0).to(device) for feature in image)
+            logits = net.decode(maps, (size, size))
+        else:
+            shape = shape or (image.shape[0], image.shape[1])
+            square, _ = apply_view(image, None, "", 0, ViewSpec(size=size))
+            batch = stack_images([square]).to(device)
+            logits = net(torch.cat([batch, batch.flip(-1)]) if flip else batch)
+        probabilities = resize(logits.float(), shape[0], shape[1]).softmax(1)
+        if flip:
+            probabilities = (probabilities[:1] + probabilities[1:].flip(-1)) / 2
+        return probabilities[0].cpu().numpy()
+
+
+def predict_mask(net: SegNet, image: Image8, size: int, *, flip: bool = False) -> Mask8:
+    """The most probable channel of every pixel: uint8 [H, W, 3] -> uint8 [H, W]."""
+    mask: Mask8 = predict_probabilities(net, image, size, flip=flip).argmax(0).astype(np.uint8)
+    return mask

@@ -1,0 +1,352 @@
+"""Recipe -> tasks with keys. Pure: it reads no image, makes no file, and the same recipe gives the same keys.
+
+The walk, per seed and method, for each step k: features (of a frozen encoder) and labels of the step's images; train;
+evaluate; then, while a later step is to come, photos of the classes just learnt are labelled by that model, once, and
+closed into one replay set per class, which every later training of the chain reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from replaygen.canonical import canonical
+from replaygen.errors import DataError, RecipeError
+from replaygen.learn.specs import HOW
+from replaygen.plan.method import Method, split_options
+from replaygen.plan.recipe import MethodTable, RecipeTable, ReplayTable
+from replaygen.sources.exemplar import choose
+from replaygen.sources.folder import candidates
+from replaygen.stages.base import Task
+from replaygen.stages.evaluate import EvaluateStage
+from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.label import LabelStage, RelabelStage
+from replaygen.stages.replay import ReplayStage
+from replaygen.stages.source import ExemplarStage, PhotoStage
+from replaygen.stages.train import TrainStage
+
+if TYPE_CHECKING:
+    from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.scenario import Scenario, Step
+
+Inputs = list[tuple[str, str]]
+
+HEAD_FIELDS = {"head", "rates", "width", "convs", "separable", "image_pooling", "dropout", "freeze", "freeze_bn"}
+"""Fields of a network's identity that its encoder's features do not depend on."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the recipe names, opened: nothing here was computed.
+
+    Attributes:
+        network: the network's identity, weights by their sha256.
+        where: what workers need to open the same things, and no key knows.
+        methods: trainer name -> method file; `finetune` is always there, for the shared step 0.
+    """
+
+    dataset: SegmentationDataset
+    scenario: Scenario
+    photos: Mapping[str, FolderPhotos]
+    network: dict[str, Any]
+    methods: Mapping[str, Method]
+    where: dict[str, Any]
+    recipe_path: str = ""
+
+
+@dataclass
+class Built:
+    """Tasks in an order in which each stands behind its inputs, and the slot names of each place in the recipe."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    slots: dict[str, str] = field(default_factory=dict)
+
+    def add(self, task: Task) -> str:
+        """Take a task in, once per key, and remember what it fills."""
+        if task.slot in self.slots and self.slots[task.slot] != task.key:
+            raise AssertionError(f"two tasks for slot {task.slot}")
+        self.tasks.setdefault(task.key, task)
+        self.slots[task.slot] = task.key
+        return task.key
+
+
+def build(recipe: RecipeTable, opened: Opened) -> Built:
+    """Plan every task of a recipe, training of every step included.
+
+    Raises:
+        RecipeError: a combination that cannot work, before anything runs.
+    """
+    return _Builder(recipe, opened).build()
+
+
+class _Builder:
+    def __init__(self, recipe: RecipeTable, opened: Opened) -> None:
+        self.recipe = recipe
+        self.opened = opened
+        self.scenario = opened.scenario
+        self.built = Built()
+        self.cached = recipe.network.freeze == "always" and not recipe.views.fresh
+        self.encoder = {name: value for name, value in opened.network.items() if name not in HEAD_FIELDS}
+        self.fit_where = {name: getattr(recipe.train.fit, name) for name in HOW}
+        self.current_where = {name: opened.where[name] for name in ("data", "scenario", "network", "device")}
+        self.features: dict[str, list[str]] = {}
+        self.photo_shards: dict[tuple[str, int], list[tuple[str, str | None]]] = {}
+
+    def build(self) -> Built:
+        rows = [(row, *self._row(row)) for row in self.recipe.method]
+        for seed in self.recipe.train.seeds:
+            for row, method, fit, own in rows:
+                if method.all_data:
+                    self._joint(row, method, fit, own, seed)
+                else:
+                    self._chain(row, method, fit, own, seed)
+        return self.built
+
+    # rows
+
+    def _row(self, row: MethodTable) -> tuple[Method, dict[str, Any], dict[str, Any]]:
+        method = self.opened.methods[row.trainer]
+        fit_fields = set(type(self.recipe.train.fit).model_fields) - set(HOW)
+        changes, own = split_options(
+            method, dict(row.model_extra or {}), fit_fields, row=row.name, where=self.opened.recipe_path
+        )
+        if method.replay and row.replay is None:
+            raise RecipeError(
+                f"method {row.name!r} trains on replay but names none", where=self.opened.recipe_path,
+                hint=f"add replay = one of {', '.join(self.recipe.replay) or '(declare a [replay.NAME] table first)'}",
+            )  # fmt: skip
+        return method, self._fit(changes, f"method {row.name!r}"), own
+
+    def _fit(self, changes: Mapping[str, Any], who: str) -> dict[str, Any]:
+        from pydantic import ValidationError
+
+        base = self.recipe.train.fit
+        try:
+            return type(base).model_validate({**base.model_dump(mode="json"), **changes}).identity()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(
+                f"{who}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+                where=self.opened.recipe_path,
+            ) from None
+
+    # chains
+
+    def _chain(
+        self, row: MethodTable, method: Method, fit: dict[str, Any], own: dict[str, Any], seed: int
+    ) -> None:
+        steps = self.scenario.steps
+        base_method = self.opened.methods["finetune"]
+        base_fit = self._fit(self.recipe.train.base, "[train.base]")
+        model = self._train(0, base_method, dict(base_method.options), base_fit, seed, f"base/seed{seed}", None, [], [])
+        self._evaluate(0, model, f"base/seed{seed}")
+        inpaint = method.inpaint if row.inpaint is None else row.inpaint
+        replay_sets: list[str] = []
+        chain = f"{row.name}/seed{seed}"
+        for k in range(1, len(steps)):
+            if row.replay is not None and method.replay:
+                labeled_by = chain if k > 1 else f"base/seed{seed}"
+                replay_sets += self._replay(row.replay, steps[k - 1], model, labeled_by)
+            relabelled = self._relabel(k, model, chain) if inpaint else []
+            model = self._train(k, method, own, fit, seed, chain, model, relabelled, replay_sets)
+            self._evaluate(k, model, chain)
+
+    def _joint(
+        self, row: MethodTable, method: Method, fit: dict[str, Any], own: dict[str, Any], seed: int
+    ) -> None:
+        last = len(self.scenario.steps) - 1
+        chain = f"{row.name}/seed{seed}"
+        model = self._train(last, method, own, fit, seed, chain, None, [], [])
+        self._evaluate(last, model, chain)
+
+    def _train(
+        self, k: int, method: Method, own: dict[str, Any], fit: dict[str, Any], seed: int, chain: str,
+        previous: str | None, relabelled: Sequence[str], replay_sets: Sequence[str],
+    ) -> str:  # fmt: skip
+        opened, recipe = self.opened, self.recipe
+        steps = range(len(self.scenario.steps)) if method.all_data else (k,)
+        inputs: Inputs = [("previous", previous)] if previous is not None else []
+        if self.cached:
+            inputs += [("features", key) for step in steps for key in self._current_features(step)]
+        inputs += [("labels", key) for key in relabelled] + [("replay", key) for key in replay_sets]
+        params = {
+            "method": method.digest, "trainer": method.name, "options": own, "fit": fit, "step": k,
+            "all_data": method.all_data, "dataset": opened.dataset.digest, "scenario": self.scenario.digest,
+            "network": opened.network, "views": recipe.views.model_dump(mode="json"), "threads": recipe.threads,
+        }  # fmt: skip
+        task = TrainStage.task(
+            params, inputs=inputs, seed=seed, slot=f"train/{chain}/step{k}",
+            where={**self.current_where, "fit": self.fit_where}, requested=fit["iterations"] * fit["batch"],
+        )  # fmt: skip
+        return self.built.add(task)
+
+    def _evaluate(self, k: int, model: str, chain: str) -> None:
+        ids = self._evaluation_ids()
+        params = {
+            "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k,
+            "split": self.recipe.data.val, "holdout": bool(self.recipe.scenario.holdout), "flip": self.recipe.flip,
+            "protocol": self.recipe.scenario.protocol, "size": self.recipe.views.size, "threads": self.recipe.threads,
+        }  # fmt: skip
+        self.built.add(
+            EvaluateStage.task(
+                params, inputs=[("model", model)], slot=f"evaluate/{chain}/step{k}", where=self.current_where,
+                requested=len(ids),
+            )  # fmt: skip
+        )
+
+    def _evaluation_ids(self) -> tuple[str, ...]:
+        if self.recipe.scenario.holdout:
+            return tuple(self.scenario.holdout_ids)
+        return self.opened.dataset.split(self.recipe.data.val)
+
+    # current data
+
+    def _slices(self, ids: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        for i, start in enumerate(range(0, len(ids), self.recipe.shard)):
+            yield i, tuple(ids[start : start + self.recipe.shard])
+
+    def _current_features(self, k: int) -> list[str]:
+        slot = f"features/current/step{k}"
+        if slot not in self.features:
+            self.features[slot] = []
+            for i, ids in self._slices(self.scenario.steps[k].ids):
+                params = {
+                    "dataset": self.opened.dataset.digest, "ids": list(ids), "network": self.encoder,
+                    "views": self.recipe.views.model_dump(mode="json"), "threads": self.recipe.threads,
+                }  # fmt: skip
+                task = CurrentFeatureStage.task(
+                    params, slot=f"{slot}/{i:04d}", where=self.current_where, requested=len(ids)
+                )
+                self.features[slot].append(self.built.add(task))
+        return self.features[slot]
+
+    def _relabel(self, k: int, model: str, chain: str) -> list[str]:
+        keys = []
+        for i, ids in self._slices(self.scenario.steps[k].ids):
+            params = {
+                "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
+                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip or self.recipe.flip,
+                "size": self.recipe.views.size, "threads": self.recipe.threads,
+            }  # fmt: skip
+            task = RelabelStage.task(
+                params, inputs=[("model", model)], slot=f"relabel/{chain}/step{k}/{i:04d}",
+                where=self.current_where, requested=len(ids),
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+    # replay
+
+    def _replay(self, source: str, step: Step, model: str, labeled_by: str) -> list[str]:
+        table = self.recipe.replay[source]
+        keys = []
+        for channel in step.new:
+            name = self.scenario.names[channel]
+            if table.only is not None and name not in table.only:
+                continue
+            if table.source == "exemplar":
+                images = [(key, None) for key in self._exemplars(source, table, step, channel)]
+                labels = [key for key, _ in images]
+            else:
+                images = self._photos(source, table, channel)
+                labels = self._labels(source, table, step, channel, model, labeled_by, [key for key, _ in images])
+            pairs = [pair for (image, _), label in zip(images, labels, strict=True) for pair in
+                     (("images", image), ("labels", label))]  # fmt: skip
+            features = self._replay_features(source, name, [key for key, _ in images]) if self.cached else []
+            params = {"source": source, "class_name": name, "channel": channel, "wanted": table.count}
+            slot = f"replay/{source}/{name}"
+            if table.source != "exemplar":
+                slot = f"replay/{source}/{labeled_by}/{name}"
+            requested = sum(self.built.tasks[key].requested for key in labels)
+            task = ReplayStage.task(
+                params, inputs=[*pairs, *(("features", key) for key in features)], slot=slot, requested=requested
+            )
+            keys.append(self.built.add(task))
+        return keys
+
+    def _photos(self, source: str, table: ReplayTable, channel: int) -> list[tuple[str, str | None]]:
+        if (source, channel) not in self.photo_shards:
+            name = self.scenario.names[channel]
+            photos = self.opened.photos[source]
+            files = candidates(
+                photos.entries(table.folders.get(name, name)),
+                count=table.count, oversample=table.oversample, seed=table.seed,
+            )  # fmt: skip
+            if not files:
+                raise DataError(
+                    f"class {name!r} has no photos in replay source {source!r}", where=str(photos.root),
+                    hint="add photos, or leave the class out with `only`",
+                )  # fmt: skip
+            where = {"root": str(photos.root)}
+            keys: list[tuple[str, str | None]] = []
+            for i, start in enumerate(range(0, len(files), self.recipe.shard)):
+                part = files[start : start + self.recipe.shard]
+                params = {
+                    "class_name": name, "files": part, "max_side": table.max_side, "min_side": table.min_side,
+                }  # fmt: skip
+                task = PhotoStage.task(
+                    params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part)
+                )
+                keys.append((self.built.add(task), None))
+            self.photo_shards[source, channel] = keys
+        return self.photo_shards[source, channel]
+
+    def _exemplars(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
+        name = self.scenario.names[channel]
+        raw = self.opened.dataset.classes.by_name(name).id
+        ids = choose(
+            step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed
+        )
+        keys = []
+        for i, part in self._slices(ids):
+            params = {
+                "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "class_name": name,
+                "step": step.index, "ids": list(part),
+            }  # fmt: skip
+            task = ExemplarStage.task(
+                params, slot=f"exemplars/{source}/{name}/{i:04d}", where=self.current_where, requested=len(part)
+            )
+            keys.append(self.built.add(task))
+        return keys
+
+    def _labels(
+        self, source: str, table: ReplayTable, step: Step, channel: int, model: str, labeled_by: str,
+        images: Sequence[str],
+    ) -> list[str]:  # fmt: skip
+        name = self.scenario.names[channel]
+        params = {
+            "class_name": name, "channel": channel, "restrict": table.label, "unsure": table.unsure,
+            "min_share": table.min_share, "flip": self.recipe.flip, "size": self.recipe.views.size,
+            "threads": self.recipe.threads,
+        }  # fmt: skip
+        where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
+        keys = []
+        for i, image in enumerate(images):
+            task = LabelStage.task(
+                params, inputs=[("images", image), ("model", model)], where=where,
+                slot=f"label/{source}/{labeled_by}/{name}/{i:04d}", requested=self.built.tasks[image].requested,
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+    def _replay_features(self, source: str, name: str, images: Sequence[str]) -> list[str]:
+        params = {
+            "network": self.encoder, "views": self.recipe.views.model_dump(mode="json"),
+            "threads": self.recipe.threads,
+        }  # fmt: skip
+        where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
+        keys = []
+        for i, image in enumerate(images):
+            task = ReplayFeatureStage.task(
+                params, inputs=[("images", image)], where=where, slot=f"features/{source}/{name}/{i:04d}",
+                requested=self.built.tasks[image].requested,
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()

@@ -1,0 +1,92 @@
+"""Open what a recipe names: data set, scenario, photos, network, methods. Refuses what cannot work, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaygen.errors import DataError
+from replaygen.plan.build import Opened
+from replaygen.plan.method import read_method
+from replaygen.plan.recipe import RecipeTable, expand_path
+from replaygen.plan.workspace import find_trainer
+
+if TYPE_CHECKING:
+    from replaygen.datasets import FolderPhotos, SegmentationDataset
+
+
+def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Path) -> Opened:
+    """Open everything a recipe names.
+
+    Args:
+        recipe: the checked recipe.
+        path: its file, for messages.
+        workspace: relative paths start here.
+        cache_dir: where manifests and scans of data sets are remembered.
+
+    Raises:
+        RecipeError, DataError, ScenarioError, ModelError: what is wrong, where, and the way out.
+    """
+    from replaygen.datasets import FolderPhotos, open_dataset
+    from replaygen.scenario import make_scenario
+
+    data = {
+        "kind": recipe.data.kind,
+        "path": str(expand_path(recipe.data.path, workspace=workspace, where=str(path))),
+        "cache_dir": str(cache_dir),
+        "options": recipe.data.options,
+    }
+    dataset = open_dataset(
+        recipe.data.kind, Path(data["path"]), cache_dir=cache_dir, **recipe.data.options
+    )
+    dataset.validate()
+    if not recipe.scenario.holdout:
+        dataset.split(recipe.data.val)
+    cut = scenario_arguments(recipe)
+    scenario = make_scenario(dataset, **cut)
+    photos: dict[str, FolderPhotos] = {}
+    for name, table in recipe.replay.items():
+        if table.source == "folder":
+            assert table.path is not None
+            root = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
+            photos[name] = FolderPhotos(root, cache_dir)
+    trainers = {row.trainer for row in recipe.method} | {"finetune"}
+    network, network_where = _network(recipe, path=path, workspace=workspace)
+    _check_split(recipe, dataset)
+    return Opened(
+        dataset=dataset, scenario=scenario, photos=photos, network=network,
+        methods={name: read_method(find_trainer(name, workspace)) for name in sorted(trainers)},
+        where={"data": data, "scenario": cut, "network": network_where, "device": recipe.run.device},
+        recipe_path=str(path),
+    )  # fmt: skip
+
+
+def scenario_arguments(recipe: RecipeTable) -> dict[str, Any]:
+    """The arguments of `make_scenario` that a recipe gives; a worker makes the same scenario from them."""
+    table = recipe.scenario
+    return {
+        "task": table.task,
+        "setting": table.setting,
+        "classes": list(table.classes) if table.classes is not None else None,
+        "split": recipe.data.train,
+        "holdout": [table.holdout, 0] if table.holdout else None,
+    }
+
+
+def _network(recipe: RecipeTable, *, path: Path, workspace: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    spec = recipe.network
+    if spec.weights is not None:
+        weights = expand_path(spec.weights, workspace=workspace, where=str(path))
+        spec = spec.model_copy(update={"weights": str(weights)})
+    return spec.identity(), spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _check_split(recipe: RecipeTable, dataset: SegmentationDataset) -> None:
+    if recipe.scenario.holdout or recipe.data.val == recipe.data.train:
+        return
+    shared = set(dataset.split(recipe.data.val)) & set(dataset.split(recipe.data.train))
+    if shared:
+        raise DataError(
+            f"{len(shared)} images are in both {recipe.data.train!r} and {recipe.data.val!r}, first {min(shared)}",
+            where=str(dataset.root), hint="what is evaluated on must not be trained on",
+        )  # fmt: skip

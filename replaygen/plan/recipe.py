@@ -1,0 +1,281 @@
+"""A recipe: one TOML file that says what to make, and in `[run]` how. Unknown keys are refused with file and line."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from replaygen.classes import nearest_hint
+from replaygen.errors import RecipeError
+from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
+
+
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are refused, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class DataTable(Table):
+    """Where the current data are."""
+
+    kind: Literal["folder", "voc", "ade20k", "digits"] = "folder"
+    path: str
+    train: str = "train"
+    val: str = "val"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScenarioTable(Table):
+    """How the classes are cut into steps."""
+
+    task: str
+    setting: Literal["sequential", "disjoint", "overlapped", "partitioned"] = "overlapped"
+    classes: tuple[str, ...] | None = None
+    holdout: int = Field(default=0, ge=0, description="hold out 1/n of train and evaluate on it instead of val")
+    protocol: Literal["background", "ignore"] = "background"
+
+
+class ReplayTable(Table):
+    """One replay source."""
+
+    source: Literal["folder", "exemplar"]
+    path: str | None = None
+    folders: dict[str, str] = Field(default_factory=dict, description="class name -> folder name, where they differ")
+    count: int = Field(default=150, ge=1, description="samples wanted per class")
+    oversample: float = Field(default=1.0, ge=1.0)
+    seed: int = 0
+    max_side: int | None = Field(default=256, ge=16)
+    min_side: int = Field(default=0, ge=0)
+    only: tuple[str, ...] | None = Field(default=None, description="classes to make replay for; default: all it has")
+    label: Literal["query", "step", "seen"] = "query"
+    unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
+    min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _folder_has_path(self) -> ReplayTable:
+        if self.source == "folder" and self.path is None:
+            raise ValueError("source 'folder' needs `path`, a folder with one sub-folder of photos per class")
+        return self
+
+
+class RelabelTable(Table):
+    """Background inpainting of the current labels."""
+
+    unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
+    flip: bool = False
+
+
+class MethodTable(BaseModel):
+    """One row of the comparison: a trainer, its replay, and what it changes in `[train]` or in its own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    trainer: str
+    replay: str | None = None
+    inpaint: bool | None = None
+
+
+class RunTable(Table):
+    """How, not what: in no key."""
+
+    workers: int = Field(default=0, ge=0, description="0: in this process; n: n Dask worker processes")
+    scheduler: str | None = Field(default=None, description="tcp:// or tls:// address of a running Dask cluster")
+    retries: int = Field(default=2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class TrainTable(Table):
+    """Training of every step; `base` changes it for step 0."""
+
+    seeds: tuple[int, ...] = (0,)
+    fit: FitOptions = Field(default_factory=FitOptions)
+    base: dict[str, Any] = Field(default_factory=dict)
+
+
+class RecipeTable(Table):
+    """The whole file."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,60}$")
+    title: str = ""
+    threads: int = Field(default=1, ge=1, description="CPU threads of one task; in every key that it can change")
+    shard: int = Field(default=64, ge=1, le=4096)
+    data: DataTable
+    scenario: ScenarioTable
+    network: NetworkSpec
+    views: ViewSpec = Field(default_factory=ViewSpec)
+    replay: dict[str, ReplayTable] = Field(default_factory=dict)
+    relabel: RelabelTable = Field(default_factory=RelabelTable)
+    flip: bool = Field(default=False, description="label and evaluate with the mean of the image and its mirror image")
+    train: TrainTable = Field(default_factory=TrainTable)
+    method: tuple[MethodTable, ...]
+    run: RunTable = Field(default_factory=RunTable)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> RecipeTable:
+        names = [method.name for method in self.method]
+        if not names:
+            raise ValueError("a recipe needs at least one [[method]]")
+        if len(set(names)) != len(names):
+            raise ValueError(f"method names must differ, got {names}")
+        for method in self.method:
+            if method.replay is not None and method.replay not in self.replay:
+                raise ValueError(
+                    f"method {method.name!r} asks for replay {method.replay!r}; "
+                    + nearest_hint(method.replay, self.replay)
+                )
+        return self
+
+
+def parse_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> RecipeTable:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file.
+        changes: dotted key -> value, laid over the file ("train.seeds" -> [0, 1]).
+
+    Raises:
+        RecipeError: unreadable, not TOML, an unknown or misspelt key, a wrong value; names file, line and nearest key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe: {error}", where=str(path), hint="`replaygen recipes ls`") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not valid TOML: {error}", where=str(path)) from None
+    for dotted, value in (changes or {}).items():
+        _lay_over(raw, dotted, value)
+    try:
+        return RecipeTable.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, path, text) from None
+
+
+def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *tables, last = dotted.split(".")
+    table: Any = raw
+    for name in tables:
+        if isinstance(table, list):
+            table = next((row for row in table if row.get("name") == name), None)
+        else:
+            table = table.setdefault(name, {})
+        if not isinstance(table, dict | list):
+            raise RecipeError(f"cannot set {dotted!r}: {name!r} is no table", hint="use the dotted names of the recipe")
+    if isinstance(table, list):
+        raise RecipeError(f"cannot set {dotted!r}: name the row first, as in method.recall.lr")
+    table[last] = value
+
+
+def _explained(error: ValidationError, path: Path, text: str) -> RecipeError:
+    problems = error.errors()
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = (unknown or problems)[0]
+    location = [part for part in first["loc"] if part != "function-after"]
+    line = line_of(text, location)
+    dotted = ".".join(str(part) for part in location)
+    where = f"{path}:{line}" if line else str(path)
+    if first["type"] == "extra_forbidden":
+        hint = nearest_hint(str(location[-1]), valid_keys(location[:-1]))
+        return RecipeError(f"unknown key {dotted!r}", where=where, hint=hint)
+    if first["type"] == "missing":
+        given = [str(problem["loc"][-1]) for problem in unknown]
+        more = f" (you wrote {given[0]!r}?)" if given else ""
+        return RecipeError(f"missing key {dotted!r}{more}", where=where, hint=f"add {location[-1]} = ...")
+    message = first["msg"].removeprefix("Value error, ")
+    hint = "the recipes reference says what each key takes"
+    if first["type"] == "literal_error":
+        hint = f"one of {first['ctx']['expected']}"
+    return RecipeError(f"{dotted or 'recipe'}: {message}", where=where, hint=hint)
+
+
+def valid_keys(location: list[Any]) -> list[str]:
+    """The keys a recipe may have in the table at `location`."""
+    model: Any = RecipeTable
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            continue
+        model = _inner_model(field.annotation) or model
+    return list(model.model_fields)
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _inner_model(argument)
+        if found is not None:
+            return found
+    return None
+
+
+_HEADER = re.compile(r"^\s*\[(\[?)\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+?)\s*=")
+
+
+def line_of(text: str, location: list[Any]) -> int | None:
+    """The 1-based line where a dotted location stands, its nearest enclosing table otherwise."""
+    best: tuple[int, int] | None = None
+    for number, path in _lines(text):
+        depth = 0
+        for mine, wanted in zip(path, location, strict=False):
+            if mine != str(wanted):
+                break
+            depth += 1
+        if depth and (best is None or depth > best[0]) and depth == len(path):
+            best = (depth, number)
+    return best[1] if best else None
+
+
+def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    table: list[str] = []
+    rows: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = _HEADER.match(line)
+        if header:
+            table = [part.strip().strip("\"'") for part in header[2].split(".")]
+            if header[1]:
+                rows[header[2]] = rows.get(header[2], -1) + 1
+                table = [*table, str(rows[header[2]])]
+            yield number, table
+            continue
+        key = _KEY.match(line)
+        if key:
+            yield number, [*table, *(part.strip("\"'") for part in key[1].split("."))]
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand_path(text: str, *, workspace: Path, where: str, data_root: Path | None = None) -> Path:
+    """A path of a recipe: `${NAME}` from the environment, `{data}` the data set's root, else relative to the workspace.
+
+    Raises:
+        RecipeError: a variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise RecipeError(
+                f"{text!r} needs the environment variable {match[1]}",
+                where=where, hint=f"export {match[1]}=/folder/with/the/data",
+            )  # fmt: skip
+        return found
+
+    expanded = _VARIABLE.sub(value, text)
+    if data_root is not None:
+        expanded = expanded.replace("{data}", str(data_root))
+    path = Path(expanded).expanduser()
+    return path if path.is_absolute() else (workspace / path)

@@ -1,0 +1,88 @@
+"""Pictures small enough to stand inside a page: thumbnails as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from replaygen.report.colors import class_color, rgb
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from replaygen.sample import Image8, Mask8
+
+TINY = 64
+"""Images up to this side are shown with hard pixels, enlarged."""
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """A picture inside a page: its data URI, its size in pixels, and whether it is shown with hard pixels."""
+
+    uri: Markup
+    width: int
+    height: int
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the picture is so small that its pixels should be seen."""
+        return max(self.width, self.height) <= TINY
+
+
+def photo(image: Image8, side: int = 128) -> Thumb:
+    """A thumbnail of an image: PNG where it is tiny, JPEG otherwise.
+
+    Args:
+        image: uint8 [H, W, 3].
+        side: the longer side at most, in pixels; never enlarged.
+    """
+    from PIL import Image
+
+    small = Image.fromarray(image)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if max(small.size) <= TINY:
+        return _thumb(small, "png")
+    return _thumb(small, "jpeg")
+
+
+def overlay(mask: Mask8, side: int = 128) -> Thumb:
+    """A thumbnail of a mask in class colours: background clear, ignore half-clear white.
+
+    Args:
+        mask: uint8 [H, W], channels, 255 = ignore.
+        side: the longer side at most, in pixels; never enlarged.
+    """
+    from PIL import Image
+
+    small = Image.fromarray(mask)
+    small.thumbnail((side, side), Image.Resampling.NEAREST)
+    picture = small.convert("L")
+    colors = bytearray(768)
+    alpha = bytearray(256)
+    for _, channel in picture.getcolors(256) or []:
+        if channel == 255:
+            colors[765:768], alpha[255] = b"\xff\xff\xff", 128
+        elif channel:
+            colors[3 * channel : 3 * channel + 3], alpha[channel] = bytes(rgb(class_color(channel))), 255
+    indexed = Image.frombytes("P", picture.size, picture.tobytes())
+    indexed.putpalette(bytes(colors))
+    return _thumb(indexed, "png", transparency=bytes(alpha))
+
+
+def _thumb(picture: object, kind: str, transparency: bytes | None = None) -> Thumb:
+    from markupsafe import Markup
+    from PIL.Image import Image as PILImage
+
+    assert isinstance(picture, PILImage)
+    buffer = io.BytesIO()
+    if kind == "jpeg":
+        picture.save(buffer, format="JPEG", quality=78, optimize=True)
+    elif transparency is not None:
+        picture.save(buffer, format="PNG", optimize=True, transparency=transparency)
+    else:
+        picture.save(buffer, format="PNG", optimize=True)
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Thumb(Markup(uri), picture.width, picture.height)  # noqa: S704  (base64 of our own picture)

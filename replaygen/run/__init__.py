@@ -1,0 +1,18 @@
+"""Execute a plan: inline, or on Dask."""
+
+from replaygen.run.replay import ReplaySample, ReplaySet, replay_sets
+from replaygen.run.results import RunResult, StepResult, read_result, table
+from replaygen.run.runner import Run, Tally, run
+
+__all__ = [
+    "ReplaySample",
+    "ReplaySet",
+    "Run",
+    "RunResult",
+    "StepResult",
+    "Tally",
+    "read_result",
+    "replay_sets",
+    "run",
+    "table",
+]

@@ -1,0 +1,92 @@
+"""Replay sets as a run leaves them: a handle by class, read on demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from replaygen.errors import DataError
+from replaygen.plan import Plan
+from replaygen.sample import decode_image, decode_mask
+from replaygen.store import Record, Shard, Store
+
+if TYPE_CHECKING:
+    from replaygen.sample import Image8, Mask8
+
+
+@dataclass(frozen=True)
+class ReplaySample:
+    """One replay image with its label.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        mask: uint8 [H, W], channels, 255 = ignore.
+        about: the image's side-car (class, source, file, sha256, licence, ...).
+        label: the label's side-car (visible, scores, labeler).
+    """
+
+    id: str
+    image: Image8
+    mask: Mask8
+    about: dict[str, Any]
+    label: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReplaySet:
+    """All replay of one class: its record in the store, and its samples."""
+
+    store: Store
+    record: Record
+    names: tuple[str, ...]
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """class, channel, source, samples, wanted, shortfall, shards."""
+        found: dict[str, Any] = json.loads(self.store.read(self.record.output("manifest.json").digest))
+        return found
+
+    def __len__(self) -> int:
+        return int(self.manifest["samples"])
+
+    def __iter__(self) -> Iterator[ReplaySample]:
+        for shard in self.manifest["shards"]:
+            images = Shard(self.store.read(shard["images"]), self.store.read(shard["images_index"]))
+            labels = Shard(self.store.read(shard["labels"]), self.store.read(shard["labels_index"]))
+            for sample, members in labels:
+                extension = "png" if "png" in images.extensions(sample) else "jpg"
+                yield ReplaySample(
+                    sample,
+                    decode_image(images.read(sample, extension), where=sample),
+                    decode_mask(members["mask.png"], where=sample),
+                    json.loads(images.read(sample, "json")),
+                    json.loads(members["label.json"]),
+                )
+
+
+def replay_sets(plan: Plan) -> dict[str, ReplaySet]:
+    """Slot ("replay/web/recall/seed0/cow") -> replay set, of every set of the plan that stands in the store."""
+    found = {}
+    for slot, key in plan.slots.items():
+        if slot.startswith("replay/"):
+            record = plan.store.get(key)
+            if record is not None:
+                found[slot] = ReplaySet(plan.store, record, plan.opened.scenario.names)
+    return found
+
+
+def first_sets(plan: Plan) -> Mapping[str, ReplaySet]:
+    """By class name, the first replay set of each class in plan order.
+
+    Raises:
+        DataError: the plan has no replay, or none was made yet.
+    """
+    sets: dict[str, ReplaySet] = {}
+    for slot, found in replay_sets(plan).items():
+        sets.setdefault(slot.rsplit("/", 1)[1], found)
+    if not sets:
+        raise DataError("no replay set was made", where=plan.recipe.name, hint="run a recipe with a [replay.NAME] table")
+    return sets

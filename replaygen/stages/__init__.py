@@ -1,0 +1,35 @@
+"""The stages, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replaygen.stages.base import Inputs, Out, Stage, Task, changed_inputs
+from replaygen.stages.evaluate import EvaluateStage
+from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.label import LabelStage, RelabelStage
+from replaygen.stages.replay import ReplayStage
+from replaygen.stages.source import ExemplarStage, PhotoStage
+from replaygen.stages.train import TrainStage
+
+__all__ = ["STAGES", "Inputs", "Out", "Stage", "Task", "changed_inputs", "stage_of"]
+
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.name: stage
+    for stage in (
+        PhotoStage,
+        ExemplarStage,
+        LabelStage,
+        RelabelStage,
+        CurrentFeatureStage,
+        ReplayFeatureStage,
+        ReplayStage,
+        TrainStage,
+        EvaluateStage,
+    )
+}
+
+
+def stage_of(name: str) -> type[Stage[Any]]:
+    """The stage called `name`."""
+    return STAGES[name]

@@ -1,0 +1,104 @@
+"""What a worker holds between tasks: opened data sets, cut scenarios, and one model."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from replaygen.errors import DataError
+from replaygen.stages.base import Inputs
+from replaygen.store import Record
+
+if TYPE_CHECKING:
+    from replaygen.datasets import SegmentationDataset
+    from replaygen.learn import NetworkSpec, SegNet
+    from replaygen.scenario import Scenario
+
+
+@lru_cache(maxsize=4)
+def _dataset(data: str, digest: str) -> SegmentationDataset:
+    from replaygen.datasets import open_dataset
+
+    about = json.loads(data)
+    dataset = open_dataset(about["kind"], about["path"], cache_dir=about["cache_dir"], **about["options"])
+    if dataset.digest != digest:
+        raise DataError(
+            "the data set changed after the plan was made", where=str(about["path"]), hint="run the recipe again"
+        )
+    return dataset
+
+
+@lru_cache(maxsize=4)
+def _scenario(data: str, digest: str, cut: str, scenario_digest: str) -> Scenario:
+    from replaygen.scenario import make_scenario
+
+    scenario = make_scenario(_dataset(data, digest), **json.loads(cut))
+    if scenario.digest != scenario_digest:
+        raise DataError("the scenario is not the one that was planned", hint="run the recipe again")
+    return scenario
+
+
+def open_dataset_of(where: Mapping[str, Any], digest: str) -> SegmentationDataset:
+    """The data set that a task was planned with; refused where it is no longer the same."""
+    return _dataset(json.dumps(where["data"], sort_keys=True), digest)
+
+
+def open_current(
+    where: Mapping[str, Any], dataset_digest: str, scenario_digest: str
+) -> tuple[SegmentationDataset, Scenario]:
+    """The data set and scenario that a task was planned with; refused where either is no longer the same."""
+    data, cut = json.dumps(where["data"], sort_keys=True), json.dumps(where["scenario"], sort_keys=True)
+    return _dataset(data, dataset_digest), _scenario(data, dataset_digest, cut, scenario_digest)
+
+
+_models: OrderedDict[tuple[str, str], tuple[SegNet, dict[str, Any]]] = OrderedDict()
+
+
+def network_spec(where: Mapping[str, Any]) -> NetworkSpec:
+    """The network's specification, with the paths that only this machine knows."""
+    from replaygen.learn import NetworkSpec
+
+    return NetworkSpec.model_validate(where["network"])
+
+
+def device_of(where: Mapping[str, Any]) -> str:
+    """The device a task runs on: "auto" is CUDA where there is one."""
+    import torch
+
+    device = str(where.get("device", "auto"))
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+@lru_cache(maxsize=1)
+def _encoder(network: str, device: str) -> SegNet:
+    from replaygen.learn import NetworkSpec, build_network
+
+    return build_network(NetworkSpec.model_validate_json(network), channels=2, seed=0).to(device).eval()
+
+
+def encoder_of(where: Mapping[str, Any]) -> SegNet:
+    """A network whose frozen encoder is the recipe's; its head is never asked."""
+    return _encoder(json.dumps(where["network"], sort_keys=True), device_of(where))
+
+
+def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
+    """The model a train task made, and its information; one is held per process.
+
+    Returns:
+        the network in evaluation mode on the task's device, and the JSON written beside its weights.
+    """
+    from replaygen.learn import load_network
+
+    device = device_of(inputs.where)
+    name = (record.output("model.safetensors").digest, device)
+    if name not in _models:
+        info = inputs.read_json(record, "model.json")
+        net = load_network(inputs.read(record, "model.safetensors"), info, network_spec(inputs.where))
+        _models.clear()
+        _models[name] = (net.to(device).eval(), info)
+    return _models[name]

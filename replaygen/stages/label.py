@@ -1,0 +1,130 @@
+"""Stages that make label shards: pseudo-labels of replay images, and inpainted labels of current images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from replaygen.errors import DataError
+from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.context import open_current, open_model
+
+
+@dataclass(frozen=True)
+class LabelParams:
+    """channel: the queried class; restrict, unsure: see `labelers.model.label_photo`.
+
+    min_share: photos where the class covers less of the picture are refused; flip: average with the mirrored image.
+    """
+
+    class_name: str
+    channel: int
+    restrict: Literal["query", "step", "seen"]
+    unsure: float
+    min_share: float
+    flip: bool
+    size: int
+    threads: int
+
+
+class LabelStage(Stage[LabelParams]):
+    """Image shard i -> label shard i, by the model of the step that learnt the class. Labelled once."""
+
+    name = "label"
+    version = 1
+    modules = ("replaygen.labelers.model", "replaygen.learn.predict", "replaygen.stages.context")
+    seconds_per_sample = 0.04
+    bytes_per_sample = 1500
+    heavy = True
+    Params = LabelParams
+
+    def run(self, params: LabelParams, inputs: Inputs, out: Out) -> None:
+        """Predict, keep the queried class and background, refuse where the class is absent."""
+        from replaygen.labelers.model import label_photo
+        from replaygen.learn import predict_probabilities
+        from replaygen.sample import decode_image, encode_png
+
+        model_record = inputs.record("model")
+        net, info = open_model(inputs, model_record)
+        shard = inputs.shard(inputs.record("images"), "images")
+        items = []
+        for sample, members in shard:
+            image = decode_image(members["png"] if "png" in members else members["jpg"], where=sample)
+            probabilities = predict_probabilities(net, image, size=params.size, flip=params.flip)
+            label = label_photo(
+                probabilities, params.channel, restrict=params.restrict,
+                step_channels=tuple(info["new"]), unsure=params.unsure,
+            )  # fmt: skip
+            if label.share == 0:
+                out.reject(sample, "class-absent")
+                continue
+            if label.share < params.min_share:
+                out.reject(sample, "area-too-small", share=round(label.share, 5))
+                continue
+            told = {
+                "visible": [params.channel],
+                "scores": {"share": round(label.share, 5), "confidence": round(label.confidence, 5)},
+                "labeler": model_record.key,
+            }
+            items.append(
+                (sample, {"mask.png": encode_png(label.mask), "label.json": json.dumps(told, sort_keys=True).encode()})
+            )
+            out.accept()
+        out.shard("labels", items)
+
+
+@dataclass(frozen=True)
+class RelabelParams:
+    """ids: the data set's ids of the slice of step `step`; unsure: see `labelers.model.inpaint_background`."""
+
+    dataset: str
+    scenario: str
+    step: int
+    ids: tuple[str, ...]
+    unsure: float
+    flip: bool
+    size: int
+    threads: int
+
+
+class RelabelStage(Stage[RelabelParams]):
+    """Slice i of a step's current images -> label shard i: background inpainted by the previous-step model."""
+
+    name = "relabel"
+    version = 1
+    modules = ("replaygen.labelers.model", "replaygen.learn.predict", "replaygen.stages.context")
+    seconds_per_sample = 0.04
+    bytes_per_sample = 1500
+    heavy = True
+    Params = RelabelParams
+
+    def run(self, params: RelabelParams, inputs: Inputs, out: Out) -> None:
+        """Y where Y is new, else what the previous model sees there."""
+        from replaygen.datasets import sample_id
+        from replaygen.labelers.model import inpaint_background
+        from replaygen.learn import predict_probabilities
+        from replaygen.sample import encode_png
+
+        dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
+        model_record = inputs.record("model")
+        net, _ = open_model(inputs, model_record)
+        step = scenario.steps[params.step]
+        table = scenario.step_table(params.step)
+        items = []
+        for image_id in params.ids:
+            image = dataset.image(image_id)
+            current = scenario.apply(table, dataset.mask(image_id))
+            if current.shape != image.shape[:2]:
+                raise DataError("image and mask differ in size", where=f"{dataset.root}: {image_id}")
+            probabilities = predict_probabilities(net, image, size=params.size, flip=params.flip)
+            mask = inpaint_background(probabilities, current, old=step.old, unsure=params.unsure)
+            told = {"visible": list(step.seen), "scores": {}, "labeler": model_record.key, "id": image_id}
+            items.append(
+                (
+                    sample_id(image_id),
+                    {"mask.png": encode_png(mask), "label.json": json.dumps(told, sort_keys=True).encode()},
+                )
+            )
+            out.accept()
+        out.shard("labels", items)

@@ -1,0 +1,53 @@
+"""The reduce stage that closes a class's replay set: one manifest that names every shard in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from replaygen.stages.base import Inputs, Out, Stage
+
+
+@dataclass(frozen=True)
+class ReplayParams:
+    """source: the recipe's name of the replay source; wanted: samples asked for; a shortfall is reported."""
+
+    source: str
+    class_name: str
+    channel: int
+    wanted: int
+
+
+class ReplayStage(Stage[ReplayParams]):
+    """All shards of a class -> manifest.json: [{images, images_index, labels, labels_index, features?, samples}]."""
+
+    name = "replay"
+    version = 1
+    seconds_per_sample = 0.00005
+    bytes_per_sample = 10
+    Params = ReplayParams
+
+    def run(self, params: ReplayParams, inputs: Inputs, out: Out) -> None:
+        """Join the i-th image, label and feature shards by position."""
+        images, labels, features = (inputs.records(role) for role in ("images", "labels", "features"))
+        shards = []
+        for i, (image_record, label_record) in enumerate(zip(images, labels, strict=True)):
+            samples = label_record.output("labels.tar").samples
+            shard = {
+                "images": image_record.output("images.tar").digest,
+                "images_index": image_record.output("images.index.json").digest,
+                "labels": label_record.output("labels.tar").digest,
+                "labels_index": label_record.output("labels.index.json").digest,
+                "samples": samples,
+            }
+            if features:
+                shard["features"] = features[i].output("features.safetensors").digest
+            shards.append(shard)
+            out.accept(samples)
+        total = sum(shard["samples"] for shard in shards)
+        out.put_json(
+            "manifest.json",
+            {
+                "class": params.class_name, "channel": params.channel, "source": params.source, "samples": total,
+                "wanted": params.wanted, "shortfall": max(0, params.wanted - total), "shards": shards,
+            },
+        )  # fmt: skip

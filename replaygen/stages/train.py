@@ -1,0 +1,218 @@
+"""The reduce stage that trains one step of one method."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from replaygen.errors import ModelError
+from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.context import device_of, network_spec, open_current
+
+if TYPE_CHECKING:
+    from replaygen.datasets import SegmentationDataset
+    from replaygen.learn import Checkpoint, Item, Samples, ViewSpec
+    from replaygen.learn.samples import Features
+    from replaygen.sample import Image8, Mask8
+    from replaygen.scenario import Scenario
+    from replaygen.store import Shard
+
+log = logging.getLogger("replaygen.train")
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """method: sha256 of the method's file; options: its own; fit: how it is fitted; all_data: joint training."""
+
+    method: str
+    trainer: str
+    options: dict[str, Any]
+    fit: dict[str, Any]
+    step: int
+    all_data: bool
+    dataset: str
+    scenario: str
+    network: dict[str, Any]
+    views: dict[str, Any]
+    threads: int
+
+
+class TrainStage(Stage[TrainParams]):
+    """Previous model, current data and replay -> model.safetensors, model.json, fit.json, and the method's source."""
+
+    name = "train"
+    version = 1
+    modules = (
+        "replaygen.learn.fit", "replaygen.learn.losses", "replaygen.learn.batches", "replaygen.learn.samples",
+        "replaygen.learn.views", "replaygen.learn.networks", "replaygen.learn.heads", "replaygen.learn.encoders",
+        "replaygen.learn.oplist", "replaygen.learn.job", "replaygen.learn.checkpoint", "replaygen.stages.context",
+    )  # fmt: skip
+    seconds_per_sample = 0.01
+    bytes_per_sample = 300
+    heavy = True
+    Params = TrainParams
+
+    def run(self, params: TrainParams, inputs: Inputs, out: Out) -> None:
+        """Hand current data, replay and the previous model to the method's `step`."""
+        from replaygen.learn import FitOptions, Samples, StepJob, ViewSpec
+
+        dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
+        spec = network_spec(inputs.where)
+        if spec.identity() != params.network:
+            raise ModelError("the network's files changed after the plan was made", hint="run the recipe again")
+        views = ViewSpec.model_validate(params.views)
+        source = inputs.read_object(params.method)
+        method = load_method(source, params.method)
+        step = scenario.step(params.step)
+        job = StepJob(
+            k=params.step, names=scenario.names[: 1 + len(step.seen)], 
+            new=step.seen if params.all_data else step.new, old=() if params.all_data else step.old, spec=spec,
+            fit=FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})}),
+            options=method.Options(**params.options) if hasattr(method, "Options") else None,
+            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=out.partial(), log=log.info,
+        )  # fmt: skip
+        current = Samples(list(_current_items(params, dataset, scenario, inputs, views)))
+        replayed = list(_replay_items(inputs, views))
+        previous = _previous(inputs)
+        made = method.step(params.step, current, Samples(replayed) if replayed else None, previous, job)
+        out.accept(job.fit.iterations * job.fit.batch)
+        out.put("model.safetensors", made.tensors)
+        out.put_json("model.json", {**made.info, "trainer": params.trainer, "all_data": params.all_data})
+        out.put("method.py", source)
+        out.provenance = {"current": len(current), "replay": len(replayed)}
+
+
+def load_method(source: bytes, digest: str) -> ModuleType:
+    """A method's module from its source, which the plan named by its sha256."""
+    name = f"replaygen_method_{digest[:16]}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        sys.modules[name] = module  # dataclasses look their module up
+        try:
+            exec(compile(source, f"<method {digest[:12]}>", "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _previous(inputs: Inputs) -> Checkpoint | None:
+    from replaygen.learn import Checkpoint
+
+    records = inputs.records("previous")
+    if not records:
+        return None
+    return Checkpoint(inputs.read(records[0], "model.safetensors"), inputs.read_json(records[0], "model.json"))
+
+
+def _current_items(
+    params: TrainParams, dataset: SegmentationDataset, scenario: Scenario, inputs: Inputs, views: ViewSpec
+) -> Iterator[Item]:
+    from replaygen.datasets import sample_id
+
+    steps = range(len(scenario.steps)) if params.all_data else (params.step,)
+    table = scenario.full_table() if params.all_data else scenario.step_table(params.step)
+    visible = scenario.step(params.step).seen if params.all_data else scenario.visible(params.step)
+    relabelled = _Shards(inputs, "labels", "labels")
+    features = _Features(inputs.records("features"), inputs)
+    seen: set[str] = set()
+    for k in steps:
+        for key in scenario.step(k).ids:
+            if key in seen:
+                continue
+            seen.add(key)
+            sample = sample_id(key)
+            shard = relabelled.holding(sample)
+            if shard is not None:
+                told = json.loads(shard.read(sample, "label.json"))
+                yield _item(sample, tuple(told["visible"]), False, _image(dataset, key), _label(shard, sample),
+                            features, views)  # fmt: skip
+            else:
+                yield _item(sample, visible, False, _image(dataset, key), _truth(dataset, scenario, key, table),
+                            features, views)  # fmt: skip
+
+
+def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
+    from replaygen.store import Shard
+
+    for record in inputs.records("replay"):
+        manifest = inputs.read_json(record, "manifest.json")
+        for part in manifest["shards"]:
+            images = Shard(inputs.read_object(part["images"]), inputs.read_object(part["images_index"]))
+            labels = Shard(inputs.read_object(part["labels"]), inputs.read_object(part["labels_index"]))
+            features = _Features([part["features"]] if "features" in part else [], inputs)
+            for sample in labels.ids:
+                told = json.loads(labels.read(sample, "label.json"))
+                yield _item(sample, tuple(told["visible"]), True, _stored(images, sample), _label(labels, sample),
+                            features, views, group=manifest["channel"])  # fmt: skip
+
+
+def _item(
+    sample: str, visible: tuple[int, ...], replay: bool, image: Callable[[], Image8], mask: Callable[[], Mask8],
+    features: _Features, views: ViewSpec, group: int | None = None,
+) -> Item:  # fmt: skip
+    from replaygen.learn import feature_item, image_item
+
+    if features:
+        return feature_item(sample, visible, replay, lambda v: features.read(sample, v), mask, views, group)
+    return image_item(sample, visible, replay, lambda: (image(), mask()), views, group)
+
+
+def _image(dataset: SegmentationDataset, key: str) -> Callable[[], Image8]:
+    return lambda: dataset.image(key)
+
+
+def _truth(dataset: SegmentationDataset, scenario: Scenario, key: str, table: Any) -> Callable[[], Mask8]:
+    return lambda: scenario.apply(table, dataset.mask(key))
+
+
+def _label(shard: Shard, sample: str) -> Callable[[], Mask8]:
+    from replaygen.sample import decode_mask
+
+    return lambda: decode_mask(shard.read(sample, "mask.png"), where=sample)
+
+
+def _stored(shard: Shard, sample: str) -> Callable[[], Image8]:
+    from replaygen.sample import decode_image
+
+    extension = "png" if "png" in shard.extensions(sample) else "jpg"
+    return lambda: decode_image(shard.read(sample, extension), where=sample)
+
+
+class _Shards:
+    """Which of a task's input shards holds a sample."""
+
+    def __init__(self, inputs: Inputs, role: str, name: str) -> None:
+        self._of = {}
+        for record in inputs.records(role):
+            shard = inputs.shard(record, name)
+            self._of.update(dict.fromkeys(shard.ids, shard))
+
+    def holding(self, sample: str) -> Shard | None:
+        return self._of.get(sample)
+
+
+class _Features:
+    """Features of some shards, read view by view from the objects themselves."""
+
+    def __init__(self, sources: list[Any], inputs: Inputs) -> None:
+        from replaygen.learn import FeatureFile
+
+        digests = [
+            source if isinstance(source, str) else source.output("features.safetensors").digest for source in sources
+        ]
+        self._of = {}
+        for digest in digests:
+            file = FeatureFile(inputs.open_object(digest))
+            self._of.update(dict.fromkeys(file.ids, file))
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def read(self, sample: str, view: int) -> Features:
+        return self._of[sample].read(sample, view)

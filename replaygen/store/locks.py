@@ -1,0 +1,230 @@
+"""Locks that the kernel frees when their holder dies: one a key, one for gc, and leases of running runs.
+
+All are `flock`s, so a SIGKILL frees them at once; a forked child does not inherit them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from replaygen.classes import slug
+from replaygen.errors import LockTimeout, StoreError
+from replaygen.store import fsops
+from replaygen.store.keys import check_digest, is_digest
+from replaygen.store.layout import Layout
+
+_POLL_SECONDS = 0.02
+
+_open_locks: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for descriptor in _open_locks:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _open_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A live run: when it began by the file system's clock (ns), and the keys that it wants kept."""
+
+    name: str
+    started_ns: int
+    keys: tuple[str, ...]
+
+
+class Locks:
+    """The locks of one open store. A key's lock may be taken again by the thread that holds it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._held = threading.local()
+
+    @contextlib.contextmanager
+    def key(self, key: str, timeout: float | None) -> Iterator[None]:
+        """Hold the lock of a key.
+
+        Args:
+            key: a task's key.
+            timeout: seconds to wait; None waits for ever, 0 tries once.
+
+        Raises:
+            LockTimeout: another holder kept it for that long.
+        """
+        path = self._layout.locks / f"{check_digest(key, 'key')}.lock"
+        held: dict[str, int] = self._held.__dict__.setdefault("keys", {})
+        if held.get(key, 0):
+            held[key] += 1
+            try:
+                yield
+            finally:
+                held[key] -= 1
+            return
+        with fsops.explained("take a lock", path):
+            descriptor = _locked(path, fcntl.LOCK_EX, timeout)
+        try:
+            with contextlib.suppress(OSError):
+                fsops.note(descriptor, path, _who())
+            held[key] = 1
+            yield
+        finally:
+            held.pop(key, None)
+            _release(descriptor)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Held, shared, while something is written: gc waits for it, and it waits for gc."""
+        path = self._layout.locks / "gc.lock"
+        with fsops.explained("take the store's lock", path):
+            descriptor = _locked(path, fcntl.LOCK_SH, None)
+        try:
+            yield
+        finally:
+            _release(descriptor)
+
+    @contextlib.contextmanager
+    def collecting(self, timeout: float) -> Iterator[None]:
+        """Held by gc: nothing is being written."""
+        path = self._layout.locks / "gc.lock"
+        with fsops.explained("take the store's lock", path):
+            descriptor = _locked(path, fcntl.LOCK_EX, timeout)
+        try:
+            yield
+        finally:
+            _release(descriptor)
+
+    @contextlib.contextmanager
+    def lease(self, name: str, keys: Iterable[str]) -> Iterator[None]:
+        """Be a live run: gc keeps `keys`, their inputs, and all that is newer than this moment."""
+        wanted = [check_digest(key, "key") for key in keys]
+        path = self._layout.leases / f"{slug(name)}-{os.getpid()}-{os.urandom(4).hex()}.lease"
+        with self.writing(), fsops.explained("take a lease", path):
+            descriptor = _locked(path, fcntl.LOCK_EX, 0)
+            try:
+                fsops.note(
+                    descriptor, path, json.dumps({"name": name, "who": _who().decode(), "keys": wanted}).encode()
+                )
+            except BaseException:
+                _release(descriptor)
+                raise
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fsops.remove(path)
+            _release(descriptor)
+
+    def leases(self) -> tuple[list[Lease], list[Path]]:
+        """The live leases, and the files that dead ones left."""
+        live, dead = [], []
+        for path in sorted(self._layout.leases.glob("*.lease")):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                if _try(descriptor, fcntl.LOCK_SH):
+                    dead.append(path)
+                else:
+                    live.append(_parsed_lease(path, descriptor))
+            finally:
+                os.close(descriptor)
+        return live, dead
+
+    def is_held(self, key: str) -> bool:
+        """Whether anybody holds the lock of a key now; a name that is no key is never held."""
+        try:
+            descriptor = os.open(self._layout.locks / f"{key}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return not _try(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
+    def remove_unused(self, path: Path) -> bool:
+        """Remove the lock file of a key that nobody holds."""
+        try:
+            descriptor = _locked(path, fcntl.LOCK_EX, 0)
+        except LockTimeout:
+            return False
+        try:
+            return fsops.remove(path)
+        finally:
+            _release(descriptor)
+
+
+def _parsed_lease(path: Path, descriptor: int) -> Lease:
+    stat = os.fstat(descriptor)
+    try:
+        data = json.loads(os.pread(descriptor, stat.st_size, 0))
+        keys = tuple(key for key in data["keys"] if is_digest(key))
+        if len(keys) != len(data["keys"]):
+            raise ValueError("odd key")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"the lease of a live run cannot be read: {error}", where=str(path), hint="wait until that run has ended"
+        ) from None
+    return Lease(path.name, stat.st_mtime_ns, keys)
+
+
+def _locked(path: Path, kind: int, timeout: float | None) -> int:
+    """A descriptor of the file *now* at `path`, locked: one that was unlinked while we waited does not count."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        descriptor = fsops.open_lock_file(path)
+        _open_locks.add(descriptor)
+        try:
+            _wait(descriptor, kind, deadline, path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                    return descriptor
+        except BaseException:
+            _release(descriptor)
+            raise
+        _release(descriptor)
+
+
+def _wait(descriptor: int, kind: int, deadline: float | None, path: Path) -> None:
+    if deadline is None:
+        fcntl.flock(descriptor, kind)
+        return
+    while not _try(descriptor, kind):
+        if time.monotonic() >= deadline:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise LockTimeout(
+                f"the lock is held by {holder}", where=str(path), hint="wait for that run, or stop it, and try again"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _try(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _release(descriptor: int) -> None:
+    _open_locks.discard(descriptor)
+    os.close(descriptor)
+
+
+def _who() -> bytes:
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"process {os.getpid()} on {platform.node() or 'this machine'} since {moment}\n".encode()

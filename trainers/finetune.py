@@ -1,0 +1,33 @@
+"""Fine-tuning: the next step's data and nothing else. The lower bound, and the shared training of step 0.
+
+    L = -mean over pixels != ignore of log softmax(z)_y
+
+Old objects in the new images are labelled background, so this is the method that learns that a cow is grass
+("FT" in Michieli & Zanuttigh, ICCVW 2019, and in every later table).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from replaygen.learn import Batch, Checkpoint, Samples, StepJob, cross_entropy
+
+TRAITS = {"replay": False, "inpaint": False, "data": "step"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fine-tuning has none of its own."""
+
+
+def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
+    """Train the previous network, grown by random rows for the new classes, on the current samples alone."""
+    net = job.network(previous)
+    weight = job.class_weights()
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return cross_entropy(logits, batch.masks, weight=weight)
+
+    return job.finish(net, job.train(net, job.batches(current), loss))

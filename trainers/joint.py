@@ -1,0 +1,30 @@
+"""Joint training: all classes and all images at once, from scratch: the upper bound of incremental methods.
+
+L = -mean over pixels != ignore of log softmax(z)_y, with every class labelled in every image
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from replaygen.learn import Batch, Checkpoint, Samples, StepJob, cross_entropy
+
+TRAITS = {"replay": False, "inpaint": False, "data": "all"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Joint training has none of its own."""
+
+
+def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
+    """Train a new network for all seen classes; `current` holds the data of every step up to k, fully labelled."""
+    net = job.fresh_network()
+    weight = job.class_weights()
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return cross_entropy(logits, batch.masks, weight=weight)
+
+    return job.finish(net, job.train(net, job.batches(current), loss))

@@ -29,7 +29,8 @@ class ClassList:
     def __post_init__(self) -> None:
         ids = [info.id for info in self.infos]
         names = [info.name for info in self.infos]
-        for values, what in ((ids, "id"), (names, "name")):
+        both: tuple[tuple[list[object], str], ...] = (([*ids], "id"), ([*names], "name"))
+        for values, what in both:
             repeated = sorted({str(value) for value in values if values.count(value) > 1})
             if repeated:
                 raise DataError(f"class {what} {', '.join(repeated)} is given twice")

@@ -126,3 +126,21 @@ def test_web_animals_are_listed(tmp_path: Path) -> None:
     assert photos.classes == ("cat", "cow", "dog", "horse", "sheep")
     assert len(photos.entries("cow")) == 551
     assert len(photos.entries("_distractor_llama")) == 40
+
+
+def test_unlike_names_stay_apart(tmp_path: Path) -> None:
+    """Class folders whose names look alike, or are no plain names, each keep their own photos and memory."""
+    names = ["caf\u00e9", "cafe\u0301", "cafe", "Cafe", "a b", "a-b", "\u202ecow", "x" * 200, "c:\\o", "$(id)", "a\nb"]
+    root = tmp_path / "p"
+    for number, name in enumerate(names):
+        try:
+            (root / name).mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system refuses such names")
+        (root / name / "one.jpg").write_bytes(b"%d" % number)
+    for _ in range(2):
+        photos = FolderPhotos(root, tmp_path / "cache")
+        assert len(photos.classes) == len(names)
+        for number, name in enumerate(names):
+            assert photos.read(photos.entries(name)[0][0]) == b"%d" % number
+    assert {path.name for path in tmp_path.iterdir()} <= {"p", "cache"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replaygen.errors import ObjectMissing
-from replaygen.store import Counts, OutputObject, OutputRef, Record, Store, fsops, task_key
+from replaygen.store import Counts, OutputObject, OutputRef, Record, Store, fsops, index, task_key
 from replaygen.store.fsops import Op
 
 SYNCS = {"fsync", "fsync_dir"}
@@ -107,6 +107,8 @@ def work(root: Path, journal: Journal | None = None) -> None:
     garbage = make_record({"count": 4}, {"images": put(b"garbage " * 20)}, slot="dog/images")
     with store.lease("run", [source.key, first.key, garbage.key]), store.lock(source.key):
         publish(source)
+        put(b"images " * 40)
+        publish(source)
         (store.partial(first.key) / "half").write_bytes(b"half a fit")
         publish(first)
         publish(garbage)
@@ -128,6 +130,12 @@ def work(root: Path, journal: Journal | None = None) -> None:
         journal.changing("object", output.digest)
     journal.changing("record", garbage.key)
     store.gc()
+
+
+def index_eagerly() -> None:
+    """Let the index of verified objects write, and rewrite, its file at every chance."""
+    index._RACY_NS = -(10**18)
+    index._COMPACT_FROM = 0
 
 
 def count_operations(root: Path) -> list[Op]:
@@ -271,6 +279,7 @@ def child_result(process: subprocess.Popen[str], timeout: float = 300) -> Any:
 def main() -> None:
     verb, folder, *args = sys.argv[1:]
     if verb == "crash":
+        index_eagerly()
         print(json.dumps(crash_everywhere(Path(folder))))
     elif verb == "hold":
         hold_lock(Path(folder), args[0])

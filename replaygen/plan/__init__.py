@@ -15,6 +15,7 @@ from replaygen.plan.build import Built, Opened, build
 from replaygen.plan.estimate import Estimate, estimate
 from replaygen.plan.open import open_all
 from replaygen.plan.recipe import RecipeTable, parse_recipe
+from replaygen.plan.rows import resolve_rows
 from replaygen.plan.status import Status, statuses
 from replaygen.plan.workspace import find_recipe, workspace_of
 from replaygen.stages.base import Task
@@ -43,7 +44,9 @@ class Recipe:
             RecipeError: names file, line and the nearest valid key.
         """
         found = find_recipe(str(path))
-        return cls(parse_recipe(found, changes), found, workspace_of(found))
+        recipe = cls(parse_recipe(found, changes), found, workspace_of(found))
+        resolve_rows(recipe.table, workspace=recipe.workspace, where=str(found))
+        return recipe
 
     partial: bool = False
     """Only some of the file's rows or seeds: what the others made stays reachable."""

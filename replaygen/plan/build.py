@@ -7,16 +7,14 @@ closed into one replay set per class, which every later training of the chain re
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replaygen.canonical import canonical
-from replaygen.errors import DataError, RecipeError
+from replaygen.errors import DataError
 from replaygen.learn.specs import HOW
-from replaygen.plan.method import Method, split_options
-from replaygen.plan.recipe import MethodTable, RecipeTable, ReplayTable
+from replaygen.plan.recipe import RecipeTable, ReplayTable
+from replaygen.plan.rows import Row, Rows
 from replaygen.sources.exemplar import choose
 from replaygen.sources.folder import candidates
 from replaygen.stages.base import Task
@@ -44,16 +42,15 @@ class Opened:
     Attributes:
         network: the network's identity, weights by their sha256.
         where: what workers need to open the same things, and no key knows.
-        methods: trainer name -> method file; `finetune` is always there, for the shared step 0.
+        rows: the recipe's rows with their method files.
     """
 
     dataset: SegmentationDataset
     scenario: Scenario
     photos: Mapping[str, FolderPhotos]
     network: dict[str, Any]
-    methods: Mapping[str, Method]
+    rows: Rows
     where: dict[str, Any]
-    recipe_path: str = ""
 
 
 @dataclass
@@ -76,7 +73,7 @@ def build(recipe: RecipeTable, opened: Opened) -> Built:
     """Plan every task of a recipe, training of every step included.
 
     Raises:
-        RecipeError: a combination that cannot work, before anything runs.
+        DataError: a class without any candidate photo.
     """
     return _Builder(recipe, opened).build()
 
@@ -92,93 +89,57 @@ class _Builder:
         self.fit_where = {name: getattr(recipe.train.fit, name) for name in HOW}
         self.current_where = {name: opened.where[name] for name in ("data", "scenario", "network", "device")}
         self.features: dict[str, list[str]] = {}
-        self.photo_shards: dict[tuple[str, int], list[tuple[str, str | None]]] = {}
+        self.photo_shards: dict[tuple[str, int], list[str]] = {}
 
     def build(self) -> Built:
-        rows = [(row, *self._row(row)) for row in self.recipe.method]
         for seed in self.recipe.train.seeds:
-            for row, method, fit, own in rows:
-                if method.all_data:
-                    self._joint(row, method, fit, own, seed)
+            for row in self.opened.rows.rows:
+                if row.method.all_data:
+                    self._joint(row, seed)
                 else:
-                    self._chain(row, method, fit, own, seed)
+                    self._chain(row, seed)
         return self.built
-
-    # rows
-
-    def _row(self, row: MethodTable) -> tuple[Method, dict[str, Any], dict[str, Any]]:
-        method = self.opened.methods[row.trainer]
-        fit_fields = set(type(self.recipe.train.fit).model_fields) - set(HOW)
-        changes, own = split_options(
-            method, dict(row.model_extra or {}), fit_fields, row=row.name, where=self.opened.recipe_path
-        )
-        if method.replay and row.replay is None:
-            raise RecipeError(
-                f"method {row.name!r} trains on replay but names none", where=self.opened.recipe_path,
-                hint=f"add replay = one of {', '.join(self.recipe.replay) or '(declare a [replay.NAME] table first)'}",
-            )  # fmt: skip
-        return method, self._fit(changes, f"method {row.name!r}"), own
-
-    def _fit(self, changes: Mapping[str, Any], who: str) -> dict[str, Any]:
-        from pydantic import ValidationError
-
-        base = self.recipe.train.fit
-        try:
-            return type(base).model_validate({**base.model_dump(mode="json"), **changes}).identity()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RecipeError(
-                f"{who}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
-                where=self.opened.recipe_path,
-            ) from None
 
     # chains
 
-    def _chain(
-        self, row: MethodTable, method: Method, fit: dict[str, Any], own: dict[str, Any], seed: int
-    ) -> None:
+    def _chain(self, row: Row, seed: int) -> None:
         steps = self.scenario.steps
-        base_method = self.opened.methods["finetune"]
-        base_fit = self._fit(self.recipe.train.base, "[train.base]")
-        model = self._train(0, base_method, dict(base_method.options), base_fit, seed, f"base/seed{seed}", None, [], [])
+        model = self._train(0, self.opened.rows.base, seed, f"base/seed{seed}", None, [], [])
         self._evaluate(0, model, f"base/seed{seed}")
-        inpaint = method.inpaint if row.inpaint is None else row.inpaint
         replay_sets: list[str] = []
         chain = f"{row.name}/seed{seed}"
         for k in range(1, len(steps)):
-            if row.replay is not None and method.replay:
+            if row.replay is not None:
                 labeled_by = chain if k > 1 else f"base/seed{seed}"
                 replay_sets += self._replay(row.replay, steps[k - 1], model, labeled_by)
-            relabelled = self._relabel(k, model, chain) if inpaint else []
-            model = self._train(k, method, own, fit, seed, chain, model, relabelled, replay_sets)
+            relabelled = self._relabel(k, model, chain) if row.inpaint else []
+            model = self._train(k, row, seed, chain, model, relabelled, replay_sets)
             self._evaluate(k, model, chain)
 
-    def _joint(
-        self, row: MethodTable, method: Method, fit: dict[str, Any], own: dict[str, Any], seed: int
-    ) -> None:
+    def _joint(self, row: Row, seed: int) -> None:
         last = len(self.scenario.steps) - 1
         chain = f"{row.name}/seed{seed}"
-        model = self._train(last, method, own, fit, seed, chain, None, [], [])
+        model = self._train(last, row, seed, chain, None, [], [])
         self._evaluate(last, model, chain)
 
     def _train(
-        self, k: int, method: Method, own: dict[str, Any], fit: dict[str, Any], seed: int, chain: str,
-        previous: str | None, relabelled: Sequence[str], replay_sets: Sequence[str],
+        self, k: int, row: Row, seed: int, chain: str, previous: str | None, relabelled: Sequence[str],
+        replay_sets: Sequence[str],
     ) -> str:  # fmt: skip
-        opened, recipe = self.opened, self.recipe
+        opened, recipe, method = self.opened, self.recipe, row.method
         steps = range(len(self.scenario.steps)) if method.all_data else (k,)
         inputs: Inputs = [("previous", previous)] if previous is not None else []
         if self.cached:
             inputs += [("features", key) for step in steps for key in self._current_features(step)]
         inputs += [("labels", key) for key in relabelled] + [("replay", key) for key in replay_sets]
         params = {
-            "method": method.digest, "trainer": method.name, "options": own, "fit": fit, "step": k,
+            "method": method.digest, "trainer": method.name, "options": row.own, "fit": row.fit, "step": k,
             "all_data": method.all_data, "dataset": opened.dataset.digest, "scenario": self.scenario.digest,
             "network": opened.network, "views": recipe.views.model_dump(mode="json"), "threads": recipe.threads,
         }  # fmt: skip
         task = TrainStage.task(
             params, inputs=inputs, seed=seed, slot=f"train/{chain}/step{k}",
-            where={**self.current_where, "fit": self.fit_where}, requested=fit["iterations"] * fit["batch"],
+            where={**self.current_where, "fit": self.fit_where}, requested=row.fit["iterations"] * row.fit["batch"],
         )  # fmt: skip
         return self.built.add(task)
 
@@ -247,26 +208,26 @@ class _Builder:
             if table.only is not None and name not in table.only:
                 continue
             if table.source == "exemplar":
-                images = [(key, None) for key in self._exemplars(source, table, step, channel)]
-                labels = [key for key, _ in images]
+                images = labels = self._exemplars(source, table, step, channel)
             else:
                 images = self._photos(source, table, channel)
-                labels = self._labels(source, table, step, channel, model, labeled_by, [key for key, _ in images])
-            pairs = [pair for (image, _), label in zip(images, labels, strict=True) for pair in
-                     (("images", image), ("labels", label))]  # fmt: skip
-            features = self._replay_features(source, name, [key for key, _ in images]) if self.cached else []
+                labels = self._labels(source, table, step, channel, model, labeled_by, images)
+            features = self._replay_features(source, name, images) if self.cached else []
             params = {"source": source, "class_name": name, "channel": channel, "wanted": table.count}
             slot = f"replay/{source}/{name}"
             if table.source != "exemplar":
                 slot = f"replay/{source}/{labeled_by}/{name}"
             requested = sum(self.built.tasks[key].requested for key in labels)
             task = ReplayStage.task(
-                params, inputs=[*pairs, *(("features", key) for key in features)], slot=slot, requested=requested
+                
+                params, slot=slot, requested=requested,
+                inputs=[*(("images", key) for key in images), *(("labels", key) for key in labels),
+                        *(("features", key) for key in features)],
             )
             keys.append(self.built.add(task))
         return keys
 
-    def _photos(self, source: str, table: ReplayTable, channel: int) -> list[tuple[str, str | None]]:
+    def _photos(self, source: str, table: ReplayTable, channel: int) -> list[str]:
         if (source, channel) not in self.photo_shards:
             name = self.scenario.names[channel]
             photos = self.opened.photos[source]
@@ -280,7 +241,7 @@ class _Builder:
                     hint="add photos, or leave the class out with `only`",
                 )  # fmt: skip
             where = {"root": str(photos.root)}
-            keys: list[tuple[str, str | None]] = []
+            keys = []
             for i, start in enumerate(range(0, len(files), self.recipe.shard)):
                 part = files[start : start + self.recipe.shard]
                 params = {
@@ -289,7 +250,7 @@ class _Builder:
                 task = PhotoStage.task(
                     params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part)
                 )
-                keys.append((self.built.add(task), None))
+                keys.append(self.built.add(task))
             self.photo_shards[source, channel] = keys
         return self.photo_shards[source, channel]
 
@@ -345,8 +306,3 @@ class _Builder:
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
-
-
-def digest_of(value: Any) -> str:
-    """sha256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical(value)).hexdigest()

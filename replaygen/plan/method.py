@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replaygen.classes import nearest_hint
 from replaygen.errors import RecipeError
 
 ALLOWED_IMPORTS = {"replaygen", "torch", "numpy", "__future__"}
@@ -114,35 +113,3 @@ def _options(tree: ast.Module, path: Path) -> dict[str, Any]:
                 options[line.target.id] = ast.literal_eval(line.value)
     return options
 
-
-def split_options(
-    method: Method, given: dict[str, Any], fit_fields: set[str], *, row: str, where: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort a row's extra keys into changes of `[train]` and options of the method.
-
-    Returns:
-        (changes of the fit options, the method's options with their defaults filled in).
-
-    Raises:
-        RecipeError: a key that neither has, or a value of another type than its default.
-    """
-    fit: dict[str, Any] = {}
-    own = dict(method.options)
-    for key, value in given.items():
-        if key in method.options:
-            default = method.options[key]
-            same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-            number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-            if not (same or number or default is None):
-                raise RecipeError(
-                    f"method {row!r}: {key} takes a {type(default).__name__}, got {value!r}", where=where
-                )
-            own[key] = float(value) if number else value
-        elif key in fit_fields:
-            fit[key] = value
-        else:
-            known = [*method.options, *fit_fields, "name", "trainer", "replay", "inpaint"]
-            raise RecipeError(
-                f"method {row!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known)
-            )
-    return fit, own

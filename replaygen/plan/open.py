@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
 from replaygen.plan.build import Opened
-from replaygen.plan.method import read_method
 from replaygen.plan.recipe import RecipeTable, expand_path
-from replaygen.plan.workspace import find_trainer
+from replaygen.plan.rows import resolve_rows
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
@@ -37,7 +36,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         "options": recipe.data.options,
     }
     dataset = open_dataset(
-        recipe.data.kind, Path(data["path"]), cache_dir=cache_dir, **recipe.data.options
+        recipe.data.kind, str(data["path"]), cache_dir=cache_dir, **recipe.data.options
     )
     dataset.validate()
     if not recipe.scenario.holdout:
@@ -50,14 +49,12 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
             assert table.path is not None
             root = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
             photos[name] = FolderPhotos(root, cache_dir)
-    trainers = {row.trainer for row in recipe.method} | {"finetune"}
     network, network_where = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     return Opened(
         dataset=dataset, scenario=scenario, photos=photos, network=network,
-        methods={name: read_method(find_trainer(name, workspace)) for name in sorted(trainers)},
+        rows=resolve_rows(recipe, workspace=workspace, where=str(path)),
         where={"data": data, "scenario": cut, "network": network_where, "device": recipe.run.device},
-        recipe_path=str(path),
     )  # fmt: skip
 
 

@@ -154,10 +154,19 @@ def parse_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe
         raise RecipeError(f"not valid TOML: {error}", where=str(path)) from None
     for dotted, value in (changes or {}).items():
         _lay_over(raw, dotted, value)
+    return check_recipe(raw, where=str(path), text=text)
+
+
+def check_recipe(raw: Mapping[str, Any], *, where: str, text: str = "") -> RecipeTable:
+    """A recipe from plain tables; `text` is the file they came from, to find the line of what is wrong.
+
+    Raises:
+        RecipeError: names the place and the nearest valid key.
+    """
     try:
         return RecipeTable.model_validate(raw)
     except ValidationError as error:
-        raise _explained(error, path, text) from None
+        raise _explained(error, where, text) from None
 
 
 def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
@@ -175,14 +184,14 @@ def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
     table[last] = value
 
 
-def _explained(error: ValidationError, path: Path, text: str) -> RecipeError:
+def _explained(error: ValidationError, path: str, text: str) -> RecipeError:
     problems = error.errors()
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = (unknown or problems)[0]
     location = [part for part in first["loc"] if part != "function-after"]
     line = line_of(text, location)
     dotted = ".".join(str(part) for part in location)
-    where = f"{path}:{line}" if line else str(path)
+    where = f"{path}:{line}" if line else path
     if first["type"] == "extra_forbidden":
         hint = nearest_hint(str(location[-1]), valid_keys(location[:-1]))
         return RecipeError(f"unknown key {dotted!r}", where=where, hint=hint)

@@ -65,17 +65,15 @@ def curves_svg(result: RunResult, metrics: Sequence[str] = ("all", "old", "new")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    told = {"svg.hashsalt": "replaygen " + " ".join(metrics), "svg.fonttype": "none"}
-    with mpl.rc_context(told):
-        figure = Figure(figsize=(4.5 * len(metrics), 3.3))
+    with mpl.rc_context({"svg.hashsalt": "replaygen " + " ".join(metrics), "svg.fonttype": "none"}):
+        figure = Figure(figsize=(4.2 * len(metrics), 3.1))
         FigureCanvasSVG(figure)
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
         last = len(result.step_names) - 1
         for panel, metric in zip(panels, metrics, strict=True):
             _draw(panel, curves(result, metric), result.methods(), last, TITLES.get(metric, plain(metric)))
-        figure.subplots_adjust(left=0.32 / len(metrics), right=1 - 0.02 / len(metrics), bottom=0.15, top=0.9, wspace=0.3)
-        if len(metrics) == 1:
-            figure.subplots_adjust(left=0.09, right=0.98)
+        left, right = (0.08, 0.98) if len(metrics) == 1 else (0.03, 0.99)
+        figure.subplots_adjust(left=left, right=right, bottom=0.15, top=0.9, wspace=0.15)
         written = io.BytesIO()
         empty = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(written, format="svg", transparent=True, metadata=empty)
@@ -148,7 +146,7 @@ def stand_in(index: int) -> str:
 
 def _themed(svg: bytes, *, prefix: str, label: str) -> str:
     """Own ids, page colours, no namespaces prefixes, no metadata: fit to stand inside HTML beside others."""
-    root = ElementTree.fromstring(svg)  # noqa: S314  (written a moment ago by matplotlib)
+    root = ElementTree.fromstring(svg)
     colors = {INK: "currentColor", FAINT: "var(--chart-grid, #d8dce0)"}
     colors |= {stand_in(i): f"var(--series-{i + 1}, {color})" for i, color in enumerate(METHODS)}
     for element in root.iter():

@@ -11,6 +11,7 @@ from replaygen.report.colors import class_color, rgb
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from PIL.Image import Image as PILImage
 
     from replaygen.sample import Image8, Mask8
 
@@ -62,7 +63,7 @@ def overlay(mask: Mask8, side: int = 128) -> Thumb:
     picture = small.convert("L")
     colors = bytearray(768)
     alpha = bytearray(256)
-    for _, channel in picture.getcolors(256) or []:
+    for channel in picture_channels(small):
         if channel == 255:
             colors[765:768], alpha[255] = b"\xff\xff\xff", 128
         elif channel:
@@ -72,11 +73,14 @@ def overlay(mask: Mask8, side: int = 128) -> Thumb:
     return _thumb(indexed, "png", transparency=bytes(alpha))
 
 
-def _thumb(picture: object, kind: str, transparency: bytes | None = None) -> Thumb:
-    from markupsafe import Markup
-    from PIL.Image import Image as PILImage
+def picture_channels(picture: PILImage) -> list[int]:
+    """The values in an 8-bit picture."""
+    return [value for value, count in enumerate(picture.histogram()) if count]
 
-    assert isinstance(picture, PILImage)
+
+def _thumb(picture: PILImage, kind: str, transparency: bytes | None = None) -> Thumb:
+    from markupsafe import Markup
+
     buffer = io.BytesIO()
     if kind == "jpeg":
         picture.save(buffer, format="JPEG", quality=78, optimize=True)
@@ -85,4 +89,4 @@ def _thumb(picture: object, kind: str, transparency: bytes | None = None) -> Thu
     else:
         picture.save(buffer, format="PNG", optimize=True)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Thumb(Markup(uri), picture.width, picture.height)  # noqa: S704  (base64 of our own picture)
+    return Thumb(Markup(uri), picture.width, picture.height)

@@ -1,4 +1,4 @@
-"""What the page's tables say: final numbers, per-class IoU over steps, confusion. Plain numbers; looks are the template's."""
+"""What the page's tables say: final numbers, per-class IoU over steps, confusion. The looks are the template's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's numbers after the last step, in percent; `best` names the columns in which no chain method is better."""
+    """A method's numbers after the last step, in percent; `best`: columns in which no method is better, joint aside."""
 
     method: str
     series: int
@@ -45,15 +45,15 @@ class Row:
 def final_rows(result: RunResult) -> list[Row]:
     """One row a method, in the recipe's order."""
     told = {method: result.last(method) for method in result.methods()}
+    columns = ("old", "new", "all", "background")
     spreads = {
-        method: {name: spread_of([step.metrics.get(name) for step in last]) for name in ("old", "new", "all", "background")}
+        method: {name: spread_of([step.metrics.get(name) for step in last]) for name in columns}
         for method, last in told.items()
-    }  # fmt: skip
+    }
     best: dict[str, float] = {}
-    for method, row in spreads.items():
-        if method != HIGH:
-            for name in ("old", "new", "all"):
-                best[name] = max(best.get(name, -1.0), row[name].mean if row[name].mean is not None else -1.0)
+    for name in ("old", "new", "all"):
+        means = [row[name].mean for method, row in spreads.items() if method != HIGH]
+        best[name] = max((mean for mean in means if mean is not None), default=-1.0)
     rows = []
     for i, (method, last) in enumerate(told.items()):
         row = spreads[method]
@@ -86,7 +86,7 @@ def gap_closed(result: RunResult, method: str) -> list[float | None]:
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """The page's one sentence: the best method between the bounds, against them; "" where there is nothing to compare."""
+    """The page's one sentence: the best method between the bounds against them; "" where none can be compared."""
     by_name = {row.method: row for row in rows}
     middle = [row for row in rows if row.method not in (LOW, HIGH) and row.all.mean is not None]
     if not middle or LOW not in by_name:

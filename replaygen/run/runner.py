@@ -142,7 +142,7 @@ def run(plan: Plan, client: Client | None = None, *, progress: Progress | None =
     with store.lease(plan.recipe.name, plan.tasks):
         kept = (store.read_ref(plan.recipe.name, "plan") or {}).get("slots", {}) if plan.recipe.partial else {}
         store.write_ref(plan.recipe.name, "plan", {"slots": {**kept, **plan.slots}})
-        for method in plan.opened.methods.values():
+        for method in plan.opened.rows.methods().values():
             store.put(method.source)
         now = statuses(store, plan.tasks)
         waiting = {key for key, status in now.items() if not status.cached}

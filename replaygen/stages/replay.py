@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from replaygen.stages.base import Inputs, Out, Stage
 
@@ -29,10 +30,10 @@ class ReplayStage(Stage[ReplayParams]):
     def run(self, params: ReplayParams, inputs: Inputs, out: Out) -> None:
         """Join the i-th image, label and feature shards by position."""
         images, labels, features = (inputs.records(role) for role in ("images", "labels", "features"))
-        shards = []
+        shards: list[dict[str, Any]] = []
         for i, (image_record, label_record) in enumerate(zip(images, labels, strict=True)):
             samples = label_record.output("labels.tar").samples
-            shard = {
+            shard: dict[str, Any] = {
                 "images": image_record.output("images.tar").digest,
                 "images_index": image_record.output("images.index.json").digest,
                 "labels": label_record.output("labels.tar").digest,

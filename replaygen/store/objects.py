@@ -107,7 +107,7 @@ class Objects:
         Raises:
             ObjectMissing, ObjectDamaged: as `read`.
         """
-        state = self.check(digest)
+        state = self.check(check_digest(digest))
         if state == "missing":
             raise self._missing(digest)
         if state == "damaged":

@@ -1,0 +1,99 @@
+"""The rows of a recipe's comparison, each with its method file, its fit options and its own options, all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from replaygen.classes import nearest_hint
+from replaygen.errors import RecipeError
+from replaygen.learn.specs import HOW, FitOptions
+from replaygen.plan.method import Method, read_method
+from replaygen.plan.recipe import MethodTable, RecipeTable
+from replaygen.plan.workspace import find_trainer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: fit and own are plain values that enter the key."""
+
+    name: str
+    method: Method
+    fit: dict[str, Any]
+    own: dict[str, Any]
+    replay: str | None
+    inpaint: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows, and the shared step 0: the method `finetune`, fitted as `[train.base]` says."""
+
+    rows: tuple[Row, ...]
+    base: Row
+
+    def methods(self) -> dict[str, Method]:
+        """Digest -> method file of every row."""
+        return {row.method.digest: row.method for row in (*self.rows, self.base)}
+
+
+def resolve_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> Rows:
+    """Find and check every row's method and options; nothing is executed.
+
+    Raises:
+        RecipeError: no such trainer, an unknown or wrong option, or a replay method without replay.
+    """
+    base_method = read_method(find_trainer("finetune", workspace))
+    base_fit = _fit(recipe.train.fit, recipe.train.base, "[train.base]", where)
+    base = Row("base", base_method, base_fit, dict(base_method.options), None, False)
+    return Rows(tuple(_row(recipe, row, workspace, where) for row in recipe.method), base)
+
+
+def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -> Row:
+    method = read_method(find_trainer(table.trainer, workspace))
+    given = dict(table.model_extra or {})
+    fit_fields = set(FitOptions.model_fields) - set(HOW)
+    fit: dict[str, Any] = {}
+    own = dict(method.options)
+    for key, value in given.items():
+        if key in method.options:
+            own[key] = _option(table.name, key, value, method.options[key], where)
+        elif key in fit_fields:
+            fit[key] = value
+        else:
+            known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint"]
+            raise RecipeError(
+                f"method {table.name!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known)
+            )
+    if method.replay and table.replay is None:
+        raise RecipeError(
+            f"method {table.name!r} trains on replay but names none", where=where,
+            hint=f"add replay = one of {', '.join(recipe.replay) or '(declare a [replay.NAME] table first)'}",
+        )  # fmt: skip
+    inpaint = method.inpaint if table.inpaint is None else table.inpaint
+    fitted = _fit(recipe.train.fit, fit, f"method {table.name!r}", where)
+    return Row(table.name, method, fitted, own, table.replay if method.replay else None, inpaint)
+
+
+def _option(row: str, key: str, value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if default is not None and (type(value) is not type(default)):
+        raise RecipeError(f"method {row!r}: {key} takes a {type(default).__name__}, got {value!r}", where=where)
+    return value
+
+
+def _fit(base: FitOptions, changes: Mapping[str, Any], who: str, where: str) -> dict[str, Any]:
+    try:
+        return FitOptions.model_validate({**base.model_dump(mode="json"), **changes}).identity()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest_hint(key, FitOptions.model_fields)
+            raise RecipeError(f"{who}: unknown key {key!r}", where=where, hint=hint) from None
+        raise RecipeError(f"{who}: {key}: {first['msg'].removeprefix('Value error, ')}", where=where) from None

@@ -1,0 +1,67 @@
+"""Fits the same small network as the tests of fit, slowly, so that it can be killed: argv = partial folder, result file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from replaygen.learn import (
+    Batch,
+    FitOptions,
+    MixedBatches,
+    NetworkSpec,
+    Samples,
+    ViewSpec,
+    build_network,
+    cross_entropy,
+    fit,
+    image_item,
+)
+from replaygen.learn.fitting import Event, FitResult
+
+OPTIONS = FitOptions(
+    iterations=24, batch=3, lr=0.01, optimizer="adamw", average=0.9, clip=1.0, warmup=3, checkpoint_every=3,
+    checkpoint_seconds=0,
+)  # fmt: skip
+
+
+def samples() -> Samples:
+    """Six images of noise with a bright square of class 1 or 2."""
+    views = ViewSpec(size=16, count=3)
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
+        image = np.random.default_rng(i).integers(0, 90, (20, 20, 3)).astype(np.uint8)
+        mask = np.zeros((20, 20), np.uint8)
+        image[4:12, 4:14], mask[4:12, 4:14] = 255 if i % 2 else 150, 1 + i % 2
+        return image, mask
+
+    return Samples([image_item(f"s{i}", (1, 2), False, lambda i=i: read(i), views) for i in range(6)])  # type: ignore[misc]
+
+
+def run(partial: Path | None, options: FitOptions = OPTIONS, pause: float = 0.0) -> tuple[FitResult, list[Event]]:
+    """The fit, and its events."""
+    events: list[Event] = []
+    torch.set_num_threads(1)
+    net = build_network(NetworkSpec(widths=(6, 8)), 3, seed=0)
+    batches = MixedBatches(
+        samples(), None, batch=options.batch, seed=1, iterations=options.iterations, channels=3
+    )  # fmt: skip
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        time.sleep(pause)
+        return cross_entropy(logits, batch.masks)
+
+    return fit(net, batches, loss, options, 5, partial, events.append, "cpu", "a test"), events
+
+
+if __name__ == "__main__":
+    from safetensors.torch import save_file
+
+    print("started", flush=True)
+    result, told = run(Path(sys.argv[1]), pause=0.05)
+    save_file(dict(result.net.state_dict()), sys.argv[2])
+    print("resumed at", [event["iteration"] for event in told if event["event"] == "resumed"], flush=True)

@@ -1,0 +1,207 @@
+"""Fitting: the same bytes after kills, damaged checkpoints, folders that cannot be written, early diagnosis."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import learn_fit_child as child
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from replaygen.errors import ModelError, StoreError
+from replaygen.learn import FitOptions, MixedBatches, NetworkSpec, Samples, ViewSpec, build_network, fit, image_item
+from replaygen.learn.fitting import FitResult, schedule
+
+
+def same_weights(one: FitResult, two: FitResult) -> bool:
+    """Bit for bit."""
+    mine, others = one.net.state_dict(), two.net.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> FitResult:
+    """The fit without a folder and without a kill."""
+    return child.run(None)[0]
+
+
+def test_killed_fit_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """SIGKILL at three random moments, resumed each time: weights equal those of the uninterrupted fit."""
+    script, result = str(Path(child.__file__)), tmp_path / "result.safetensors"
+    command = [sys.executable, script, str(tmp_path / "partial"), str(result)]
+    dice = random.Random(7)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "started"
+        time.sleep(dice.uniform(0.2, 0.9))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not result.exists()
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    resumed = json.loads(told.stdout.splitlines()[-1].removeprefix("resumed at "))
+    assert resumed
+    assert resumed[0] > 0
+    expected = uninterrupted.net.state_dict()
+    found = load_file(result)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_finished_fit_is_not_done_again(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """A fit whose last checkpoint stands resumes at its end, with equal weights and the losses of every iteration."""
+    child.run(tmp_path)
+    again, events = child.run(tmp_path)
+    assert [event["iteration"] for event in events if event["event"] == "resumed"] == [24]
+    assert same_weights(again, uninterrupted)
+    assert again.losses == uninterrupted.losses
+    assert len(again.losses) == 24
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    """Only the newest two checkpoints stay, and no temporary file."""
+    child.run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"fit-000000{n}.{ending}" for n in (21, 24) for ending in ("json", "safetensors")
+    ]
+
+
+@pytest.mark.parametrize(
+    "damage", ["flip tensors", "cut tensors", "no tensors", "flip json", "cut json", "empty json", "swap"]
+)
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, uninterrupted: FitResult, damage: str) -> None:
+    """The newest checkpoint damaged in any way: it is named in a warning, the one before is used, the end is the same."""
+    child.run(tmp_path)
+    tensors, told = tmp_path / "fit-00000024.safetensors", tmp_path / "fit-00000024.json"
+    target = told if "json" in damage else tensors
+    data = bytearray(target.read_bytes())
+    if damage.startswith("flip"):
+        data[len(data) // 2] ^= 1
+    data = data[: len(data) // 2] if damage.startswith("cut") else bytearray() if damage.startswith("empty") else data
+    target.write_bytes(data)
+    if damage == "no tensors":
+        target.unlink()
+    if damage == "swap":
+        target.write_bytes((tmp_path / "fit-00000021.safetensors").read_bytes())
+    result, events = child.run(tmp_path)
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 1
+    assert "checkpoint at iteration 24 is not used" in warnings[0]
+    assert [event["iteration"] for event in events if event["event"] == "resumed"] == [21]
+    assert same_weights(result, uninterrupted)
+
+
+def test_all_checkpoints_damaged_starts_anew(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """Without a sound checkpoint the fit starts from its beginning."""
+    child.run(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"")
+    result, events = child.run(tmp_path)
+    assert not any(event["event"] == "resumed" for event in events)
+    assert same_weights(result, uninterrupted)
+
+
+def test_checkpoint_of_another_fit_is_not_continued(tmp_path: Path) -> None:
+    """Other options in the same folder: the old checkpoints are left alone with a warning."""
+    child.run(tmp_path)
+    other = child.OPTIONS.model_copy(update={"lr": 0.02})
+    _, events = child.run(tmp_path, other)
+    assert not any(event["event"] == "resumed" for event in events)
+    assert any("another fit" in event["message"] for event in events if event["event"] == "warning")
+
+
+def test_how_often_checkpoints_are_written_changes_nothing(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """The cadence of checkpoints and logs is no part of what a fit is."""
+    other = child.OPTIONS.model_copy(update={"checkpoint_every": 5, "log_every": 1})
+    assert other.identity() == child.OPTIONS.identity()
+    result, _ = child.run(tmp_path, other)
+    assert same_weights(result, uninterrupted)
+
+
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
+    """A folder that cannot be made stops the fit before its first iteration, and says where."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot write training checkpoints") as caught:
+        child.run(tmp_path / "file" / "partial")
+    assert str(tmp_path) in caught.value.where
+
+
+def test_failed_save_is_an_error(tmp_path: Path) -> None:
+    """A checkpoint that cannot be written is never passed over in silence."""
+    (tmp_path / "fit-00000003.safetensors").mkdir()
+    with pytest.raises(StoreError, match="cannot write"):
+        child.run(tmp_path)
+
+
+def test_the_loss_falls(uninterrupted: FitResult) -> None:
+    """The fit learns something."""
+    assert np.mean(uninterrupted.losses[-5:]) < 0.7 * np.mean(uninterrupted.losses[:3])
+
+
+def tiny(visible: tuple[int, ...] = (1,)) -> Samples:
+    """Two images of class 1."""
+    views = ViewSpec(size=16)
+    image, mask = np.full((16, 16, 3), 80, np.uint8), np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9] = 1
+    return Samples([image_item(f"t{i}", visible, False, lambda: (image, mask), views) for i in range(2)])
+
+
+def test_loss_that_is_not_a_number_stops_the_fit() -> None:
+    """A NaN loss names the step, the iteration and a way out; no weights come of it."""
+    batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=5, channels=2)
+    with pytest.raises(ModelError, match="nan at iteration 1 of 5") as caught:
+        fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.sum() * math.nan, FitOptions(),
+            0, device="cpu", where="step 3")  # fmt: skip
+    assert caught.value.where == "step 3"
+    assert "lower lr" in caught.value.hint
+
+
+def test_class_without_pixels_is_told_early() -> None:
+    """A class that is declared visible but has no pixel in the first epoch is warned about."""
+    events: list[dict[str, object]] = []
+    batches = MixedBatches(tiny((1, 2)), None, batch=2, seed=0, iterations=3, channels=3)
+    fit(build_network(NetworkSpec(widths=(4, 4)), 3, 0), batches, lambda z, b: z.mean(), FitOptions(), 0,
+        log=events.append, device="cpu")  # fmt: skip
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 1
+    assert "class 2" in str(warnings[0])
+
+
+def test_schedules() -> None:
+    """poly, cosine and constant start at lr; poly and cosine head for lr_end; warm-up rises linearly."""
+    poly = FitOptions(lr=1.0, lr_end=0.1, schedule="poly")
+    assert schedule(poly, 0, 10) == 1
+    assert schedule(poly, 5, 10) == pytest.approx(0.1 + 0.9 * 0.5**0.9)
+    cosine = FitOptions(lr=1.0, lr_end=0.1, schedule="cosine")
+    assert schedule(cosine, 5, 10) == pytest.approx(0.55)
+    assert schedule(FitOptions(schedule="constant"), 9, 10) == 1
+    assert schedule(FitOptions(schedule="constant", warmup=4), 1, 10) == 0.5
+
+
+@pytest.mark.parametrize(
+    "table", [{"lr": -1}, {"lr": 0.1, "lr_end": 0.2}, {"nesterov": True, "momentum": 0}, {"learning_rate": 1}]
+)
+def test_impossible_options_are_refused(table: dict[str, float]) -> None:
+    """Options that cannot work are refused before anything runs."""
+    with pytest.raises(ValidationError):
+        FitOptions.model_validate(table)
+
+
+def test_head_and_encoder_rates() -> None:
+    """head_lr multiplies the head's rate only: with 0 the head stays and the encoder moves."""
+    net = build_network(NetworkSpec(widths=(4, 4)), 2, 0)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=2, channels=2)
+    fit(net, batches, lambda z, b: z[:, 1].square().mean(), FitOptions(head_lr=0, weight_decay=0), 0, device="cpu")
+    moved = {name.split(".")[0] for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"encoder"}

@@ -1,0 +1,100 @@
+"""Metrics on small matrices that can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from replaygen.errors import DataError
+from replaygen.learn import Confusion, confusion_rate, over_steps, summarise
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a step."""
+
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+NAMES = ["background", "cat", "dog", "cow"]
+
+
+@pytest.fixture
+def confusion() -> Confusion:
+    """Background 8/10, cat 3/4 (one pixel taken for background, none wrongly cat), dog 0/3 (taken for cow), no cow."""
+    told = Confusion(4)
+    true = np.array([[0] * 8 + [255, 255], [1, 1, 1, 1, 2, 2, 2, 0, 0, 255]])
+    pred = np.array([[0] * 8 + [3, 1], [1, 1, 1, 0, 3, 3, 3, 1, 0, 0]])
+    told.update(pred.astype(np.uint8), true.astype(np.uint8))
+    return told
+
+
+def test_matrix_counts_pixels_without_ignored_ones(confusion: Confusion) -> None:
+    """Rows are truth, columns prediction; the three pixels of 255 are nowhere."""
+    assert confusion.matrix.tolist() == [[9, 1, 0, 0], [1, 3, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]]
+
+
+def test_summary_by_hand(confusion: Confusion) -> None:
+    """background 9/11, cat 3/5, dog 0/3, cow 0/3; background is in old and all."""
+    told = summarise(confusion.matrix, Classes((1, 2), (3,)), NAMES)
+    background, cat = 900 / 11, 60.0
+    assert told["background"] == pytest.approx(background)
+    assert told["per_class"] == pytest.approx({"background": background, "cat": cat, "dog": 0.0, "cow": 0.0})
+    assert told["old"] == pytest.approx((background + cat) / 3)
+    assert told["old_without_background"] == pytest.approx(30.0)
+    assert told["new"] == 0
+    assert told["all"] == pytest.approx((background + cat) / 4)
+    assert told["all_without_background"] == pytest.approx(20.0)
+    assert told["background_counted"] is True
+
+
+def test_class_absent_from_truth_and_prediction_is_left_out() -> None:
+    """It has no IoU, is named as absent, and lowers no mean."""
+    matrix = np.diag([5, 5, 0]).astype(np.int64)
+    told = summarise(matrix, Classes((), (1, 2)), NAMES[:3])
+    assert told["per_class"]["dog"] is None
+    assert told["absent"] == ["dog"]
+    assert told["new"] == told["all"] == 100
+    assert told["old"] is None
+
+
+def test_other_is_outside_the_mean() -> None:
+    """Where channel 0 is "other" and no background, it counts nowhere."""
+    matrix = np.array([[1, 9, 0], [0, 10, 0], [0, 0, 10]])
+    told = summarise(matrix, Classes((1,), (2,)), ["other", "sky", "road"])
+    assert told["background"] is None
+    assert told["all"] == pytest.approx((1000 / 19 + 100) / 2)
+    assert "other" not in told["per_class"]
+    assert told["background_counted"] is False
+
+
+def test_confusion_rate() -> None:
+    """The share of a's pixels that were predicted as b."""
+    matrix = np.array([[8, 2], [0, 0]])
+    assert confusion_rate(matrix, 0, 1) == 20
+    assert confusion_rate(matrix, 1, 0) is None
+
+
+@pytest.mark.parametrize(("pred", "true"), [([4], [0]), ([0], [4]), ([0, 0], [0])])
+def test_values_outside_are_refused(pred: list[int], true: list[int]) -> None:
+    """A label beyond the channels, or arrays of two sizes, is an error and not a wrong number."""
+    with pytest.raises(DataError):
+        Confusion(4).update(np.array(pred, np.uint8), np.array(true, np.uint8))
+
+
+def test_over_steps_by_hand() -> None:
+    """cat falls from 80 to 50 over three steps, dog rises from 40 to 60."""
+    summaries = [
+        {"all": 80.0, "old": None, "new": 80.0, "per_class": {"cat": 80.0}},
+        {"all": 50.0, "old": 60.0, "new": 40.0, "per_class": {"cat": 60.0, "dog": 40.0}},
+        {"all": 60.0, "old": 55.0, "new": 70.0, "per_class": {"cat": 50.0, "dog": 60.0, "cow": 70.0}},
+    ]
+    told = over_steps(summaries, [["cat"], ["dog"], ["cow"]])
+    assert told["forgetting"] == [30.0, 0.0]
+    assert told["bwt"] == pytest.approx((-30 + 20) / 2)
+    assert told["average"] == pytest.approx(190 / 3)
+    assert told["harmonic"] == pytest.approx(2 * 55 * 70 / 125)
+    assert told["by_step"] == [[80.0], [60.0, 40.0], [50.0, 60.0, 70.0]]

@@ -1,15 +1,15 @@
 """Every error that replaygen raises on purpose.
 
-    ReplaygenError
-      RecipeError      a recipe is wrong (file, line, nearest valid key)
-      DataError        a data set, image, mask or split is missing, unreadable or inconsistent
-      ScenarioError    a task or setting that the data set cannot be cut into
-      ModelError       weights that do not fit the network, the classes or the step
-      StoreError       the store cannot be used
-        ObjectDamaged  bytes differ from their name; they were moved to quarantine
-        ObjectMissing  no bytes under that name
-        LockTimeout    another process holds the lock
-      TaskError        a stage failed; names the task and how to look at it
+ReplaygenError
+  RecipeError      a recipe is wrong (file, line, nearest valid key)
+  DataError        a data set, image, mask or split is missing, unreadable or inconsistent
+  ScenarioError    a task or setting that the data set cannot be cut into
+  ModelError       weights that do not fit the network, the classes or the step
+  StoreError       the store cannot be used
+    ObjectDamaged  bytes differ from their name; they were moved to quarantine
+    ObjectMissing  no bytes under that name
+    LockTimeout    another process holds the lock
+  TaskError        a stage failed; names the task and how to look at it
 """
 
 from __future__ import annotations

@@ -29,3 +29,102 @@ def data_root() -> Path:
 def repository() -> Path:
     """The project's root."""
     return REPOSITORY
+
+
+TINY_DATA = """
+[data]
+kind = "digits"
+path = "{data}"
+options = {{ train = 60, val = 12, photos = 24 }}
+"""
+
+BUILD_ONLY = (
+    """
+name = "build"
+shard = 8
+"""
+    + TINY_DATA
+    + """
+[scenario]
+task = "5-1"
+[network]
+kind = "small"
+[replay.photos]
+source = "folder"
+path = "{{data}}/photos"
+count = 24
+[replay.kept]
+source = "exemplar"
+count = 10
+"""
+)
+
+TRAINING = (
+    """
+name = "tiny"
+shard = 32
+"""
+    + TINY_DATA
+    + """
+[scenario]
+task = "8-1"
+[network]
+kind = "small"
+widths = [8, 16]
+[views]
+size = 32
+[replay.photos]
+source = "folder"
+path = "{{data}}/photos"
+count = 8
+[replay.kept]
+source = "exemplar"
+count = 6
+[train.fit]
+iterations = 6
+batch = 4
+[[method]]
+name = "finetune"
+trainer = "finetune"
+[[method]]
+name = "recall"
+trainer = "recall"
+replay = "kept"
+[[method]]
+name = "web"
+trainer = "recall"
+replay = "photos"
+[[method]]
+name = "joint"
+trainer = "joint"
+"""
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small digit-scenes data set, composed once."""
+    from replaygen.datasets.digits import build_digit_scenes
+
+    return build_digit_scenes(tmp_path_factory.mktemp("data") / "digits", train=60, val=12, photos=24)
+
+
+class Workspace:
+    """A workspace of one test: recipes by name, one store."""
+
+    def __init__(self, root: Path, data: Path) -> None:
+        self.root = root
+        self.data = data
+        (root / "pipelines").mkdir(parents=True)
+
+    def recipe(self, text: str, name: str = "recipe") -> Path:
+        """Write a recipe; `{data}` in it is the tiny data set's folder, `{{data}}` stays the recipe's own."""
+        path = self.root / "pipelines" / f"{name}.toml"
+        path.write_text(text.format(data=self.data))
+        return path
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_digits: Path) -> Workspace:
+    """An empty workspace beside the tiny digit scenes."""
+    return Workspace(tmp_path / "work", tiny_digits)

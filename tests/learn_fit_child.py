@@ -1,9 +1,10 @@
-"""Fits the same small network as the tests of fit, slowly, so that it can be killed: argv = partial folder, result file."""
+"""Fits the small network of the tests of fit, slowly, so that it can be killed: argv = partial folder, result file."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,17 @@ def samples() -> Samples:
     return Samples([image_item(f"s{i}", (1, 2), False, lambda i=i: read(i), views) for i in range(6)])  # type: ignore[misc]
 
 
-def run(partial: Path | None, options: FitOptions = OPTIONS, pause: float = 0.0) -> tuple[FitResult, list[Event]]:
+def run(
+    partial: Path | None, options: FitOptions = OPTIONS, pause: float = 0.0, tell: Callable[[Event], None] | None = None
+) -> tuple[FitResult, list[Event]]:
     """The fit, and its events."""
     events: list[Event] = []
+
+    def log(event: Event) -> None:
+        events.append(event)
+        if tell is not None:
+            tell(event)
+
     torch.set_num_threads(1)
     net = build_network(NetworkSpec(widths=(6, 8)), 3, seed=0)
     batches = MixedBatches(
@@ -55,13 +64,12 @@ def run(partial: Path | None, options: FitOptions = OPTIONS, pause: float = 0.0)
         time.sleep(pause)
         return cross_entropy(logits, batch.masks)
 
-    return fit(net, batches, loss, options, 5, partial, events.append, "cpu", "a test"), events
+    return fit(net, batches, loss, options, 5, partial, log, "cpu", "a test"), events
 
 
 if __name__ == "__main__":
     from safetensors.torch import save_file
 
-    print("started", flush=True)
-    result, told = run(Path(sys.argv[1]), pause=0.05)
+    result, told = run(Path(sys.argv[1]), pause=0.03, tell=lambda event: print(event["event"], flush=True))
     save_file(dict(result.net.state_dict()), sys.argv[2])
     print("resumed at", [event["iteration"] for event in told if event["event"] == "resumed"], flush=True)

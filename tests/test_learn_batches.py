@@ -145,7 +145,7 @@ def test_current_samples_come_epoch_by_epoch() -> None:
 
 
 def test_replay_is_balanced_over_classes() -> None:
-    """Of 7 replay samples 3 are of class 1 and 2 of classes 2 and 3, yet all classes are drawn alike, and all samples."""
+    """Of 7 replay samples 3 are of class 1 and 2 of classes 2 and 3, yet all classes are drawn alike."""
     batches = mixed(iterations=30)
     assert batches.buffer is not None
     replay = [index for t in range(30) for samples, index, _ in batches.drawn(t) if samples is batches.buffer]

@@ -235,6 +235,22 @@ def hold_lock(folder: Path, key: str) -> None:
         time.sleep(600)
 
 
+def let_go_after_fork(folder: Path, key: str) -> bool:
+    """Take a lock, fork a child that lives on, let go; whether the lock can be taken while the child lives."""
+    store = Store(folder)
+    with store.lock(key):
+        sleeper = os.fork()
+        if sleeper == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with Store(folder).lock(key, timeout=0):
+            return True
+    finally:
+        os.kill(sleeper, 9)
+        os.waitpid(sleeper, 0)
+
+
 def publish_one(folder: Path, text: str) -> str:
     """Publish one key with an output of its own; the outputs digest of the record that won."""
     store = Store(folder)
@@ -285,6 +301,8 @@ def main() -> None:
         hold_lock(Path(folder), args[0])
     elif verb == "publish":
         print(json.dumps(publish_one(Path(folder), args[0])))
+    elif verb == "forked":
+        print(json.dumps(let_go_after_fork(Path(folder), args[0])))
     elif verb == "tasks":
         fsops.trace = skip_syncs
         print(json.dumps(run_tasks(Path(folder), int(args[0]))))

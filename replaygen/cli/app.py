@@ -53,7 +53,7 @@ def open_recipe(
             laid[key.strip()] = tomllib.loads(f"x = {value}")["x"] if equals else True
         except tomllib.TOMLDecodeError:
             raise RecipeError(
-                f"--set {change!r}: the value is no TOML", hint='quote text: --set \'data.path="photos"\''
+                f"--set {change!r}: the value is no TOML", hint="quote text: --set 'data.path=\"photos\"'"
             ) from None
     recipe = Recipe.load(name, laid)
     return recipe, Store(cache_root) if cache_root is not None else recipe.store()
@@ -146,7 +146,10 @@ def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
 
     if find_spec("jinja2") is None or find_spec("matplotlib") is None:
         return None
+    if not done.result.steps:
+        return None
     out = report_to or planned.recipe.workspace / "reports" / f"{planned.recipe.name}.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
     if done.tally.made == 0 and done.tally.adopted == 0 and out.exists():
         return out
     from replaygen.report import write_report
@@ -167,7 +170,9 @@ def report(
 
     found, store = open_recipe(recipe, changes, cache_root)
     planned = found.plan(store)
-    page = write_report(planned, out or found.workspace / "reports" / f"{found.name}.html")
+    out = out or found.workspace / "reports" / f"{found.name}.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = write_report(planned, out)
     print(json.dumps({"report": str(page)}) if as_json else f"wrote {page}")
 
 

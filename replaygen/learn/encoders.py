@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +126,37 @@ def _transformers_body(spec: NetworkSpec) -> nn.Module:
         if not spec.pretrained:
             return _Maps(model)
         # by the class itself: AutoBackbone.from_pretrained asks the hub whether a local folder exists there
-        model, told = type(model).from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, **where
-        )  # fmt: skip
+        with _quiet_transformers():
+            model, told = type(model).from_pretrained(
+                source, config=config, use_safetensors=True, output_loading_info=True, **where
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
             f"transformers cannot make this backbone: {str(error).splitlines()[0]}", where=str(source),
             hint="a folder with config.json and model.safetensors, or a hub name with its revision",
         ) from None  # fmt: skip
-    if told["missing_keys"]:
-        raise ModelError(f"the weights lack {sorted(told['missing_keys'])[0]!r}", where=str(source))
+    # backbones add norms of their own, which start as the identity: those alone may be missing
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith("hidden_states_norms."))
+    if missing:
+        raise ModelError(f"the weights lack {missing[0]!r}", where=str(source))
     return _Maps(model)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no loading report: what matters of it becomes a ModelError."""
+    from transformers.utils import logging
+
+    told: Any = logging
+    bars, level = told.is_progress_bar_enabled(), told.get_verbosity()
+    told.disable_progress_bar()
+    told.set_verbosity_error()
+    try:
+        yield
+    finally:
+        told.set_verbosity(level)
+        if bars:
+            told.enable_progress_bar()
 
 
 class _Maps(nn.Module):
@@ -172,6 +194,9 @@ def dilate(encoder: Encoder, output_stride: int) -> None:
 
     Strides are measured with one image of 128 x 128; a convolution that loses its stride keeps the dilation of its
     input, as DeepLab does.
+
+    Raises:
+        ModelError: a stride to remove belongs to an even kernel.
     """
     order: list[tuple[nn.Conv2d, int, int]] = []
 
@@ -188,7 +213,12 @@ def dilate(encoder: Encoder, output_stride: int) -> None:
             hook.remove()
     for module, stride_in, stride in order:
         rate = max(1, stride_in // output_stride)
-        if stride_in * stride > output_stride:
+        if stride > 1 and stride_in * stride > output_stride:
+            if module.kernel_size[0] % 2 == 0:
+                raise ModelError(
+                    "this encoder shrinks its maps by convolutions with even kernels, which cannot be dilated",
+                    hint=f"set network.output_stride above {output_stride}",
+                )
             module.stride = (1, 1)
         if rate > 1 and module.kernel_size[0] > 1:
             module.dilation = (module.dilation[0] * rate, module.dilation[1] * rate)

@@ -291,9 +291,12 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":  # some CUDA kernels have no deterministic form; equal bytes are promised on the CPU only
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
+    fills: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    fills.fill_uninitialized_memory = False  # it costs time, and nothing here reads what it never wrote
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        fills.fill_uninitialized_memory = filled

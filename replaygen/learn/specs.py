@@ -74,6 +74,8 @@ class NetworkSpec(_Table):
                 raise ValueError("encoder 'transformers' needs either `weights` (a folder) or `hub` (a name)")
             if self.hub is not None and self.revision is None:
                 raise ValueError("`hub` needs `revision`, the commit that fixes the files")
+            if self.hub is not None and self.sha256:
+                raise ValueError("sha256 pins go with `weights`; `revision` fixes a hub's files")
         for role, digest in self.sha256.items():
             if role not in ("graph", "config", "tensors", "code") or len(digest) != 64:
                 raise ValueError(f"sha256.{role}: roles are graph, config, tensors, code; values 64 hexadecimal digits")

@@ -92,6 +92,8 @@ class _Builder:
         self.photo_shards: dict[tuple[str, int], list[str]] = {}
 
     def build(self) -> Built:
+        if not self.opened.rows.rows:
+            self._images_only()
         for seed in self.recipe.train.seeds:
             for row in self.opened.rows.rows:
                 if row.method.all_data:
@@ -152,7 +154,10 @@ class _Builder:
         }  # fmt: skip
         self.built.add(
             EvaluateStage.task(
-                params, inputs=[("model", model)], slot=f"evaluate/{chain}/step{k}", where=self.current_where,
+                params,
+                inputs=[("model", model)],
+                slot=f"evaluate/{chain}/step{k}",
+                where=self.current_where,
                 requested=len(ids),
             )  # fmt: skip
         )
@@ -161,6 +166,16 @@ class _Builder:
         if self.recipe.scenario.holdout:
             return tuple(self.scenario.holdout_ids)
         return self.opened.dataset.split(self.recipe.data.val)
+
+    def _images_only(self) -> None:
+        for source, table in self.recipe.replay.items():
+            for step in self.scenario.steps:
+                for channel in self._channels(table, step):
+                    if table.source == "exemplar":
+                        kept = self._exemplars(source, table, step, channel)
+                        self._close(source, table, channel, f"replay/{source}", kept, kept)
+                    else:
+                        self._photos(source, table, channel)
 
     # current data
 
@@ -200,32 +215,35 @@ class _Builder:
 
     # replay
 
+    def _channels(self, table: ReplayTable, step: Step) -> list[int]:
+        return [channel for channel in step.new if table.only is None or self.scenario.names[channel] in table.only]
+
     def _replay(self, source: str, step: Step, model: str, labeled_by: str) -> list[str]:
         table = self.recipe.replay[source]
         keys = []
-        for channel in step.new:
-            name = self.scenario.names[channel]
-            if table.only is not None and name not in table.only:
-                continue
+        for channel in self._channels(table, step):
             if table.source == "exemplar":
                 images = labels = self._exemplars(source, table, step, channel)
+                slot = f"replay/{source}"
             else:
                 images = self._photos(source, table, channel)
                 labels = self._labels(source, table, step, channel, model, labeled_by, images)
-            features = self._replay_features(source, name, images) if self.cached else []
-            params = {"source": source, "class_name": name, "channel": channel, "wanted": table.count}
-            slot = f"replay/{source}/{name}"
-            if table.source != "exemplar":
-                slot = f"replay/{source}/{labeled_by}/{name}"
-            requested = sum(self.built.tasks[key].requested for key in labels)
-            task = ReplayStage.task(
-                
-                params, slot=slot, requested=requested,
-                inputs=[*(("images", key) for key in images), *(("labels", key) for key in labels),
-                        *(("features", key) for key in features)],
-            )
-            keys.append(self.built.add(task))
+                slot = f"replay/{source}/{labeled_by}"
+            keys.append(self._close(source, table, channel, slot, images, labels))
         return keys
+
+    def _close(
+        self, source: str, table: ReplayTable, channel: int, slot: str, images: Sequence[str], labels: Sequence[str]
+    ) -> str:
+        name = self.scenario.names[channel]
+        features = self._replay_features(source, name, images) if self.cached and self.opened.rows.rows else []
+        roles = (("images", images), ("labels", labels), ("features", features))
+        task = ReplayStage.task(
+            {"source": source, "class_name": name, "channel": channel, "wanted": table.count},
+            inputs=[(role, key) for role, keys in roles for key in keys], slot=f"{slot}/{name}",
+            requested=sum(self.built.tasks[key].requested for key in labels),
+        )  # fmt: skip
+        return self.built.add(task)
 
     def _photos(self, source: str, table: ReplayTable, channel: int) -> list[str]:
         if (source, channel) not in self.photo_shards:
@@ -247,9 +265,7 @@ class _Builder:
                 params = {
                     "class_name": name, "files": part, "max_side": table.max_side, "min_side": table.min_side,
                 }  # fmt: skip
-                task = PhotoStage.task(
-                    params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part)
-                )
+                task = PhotoStage.task(params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part))
                 keys.append(self.built.add(task))
             self.photo_shards[source, channel] = keys
         return self.photo_shards[source, channel]
@@ -257,9 +273,7 @@ class _Builder:
     def _exemplars(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
         name = self.scenario.names[channel]
         raw = self.opened.dataset.classes.by_name(name).id
-        ids = choose(
-            step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed
-        )
+        ids = choose(step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed)
         keys = []
         for i, part in self._slices(ids):
             params = {

@@ -112,4 +112,3 @@ def _options(tree: ast.Module, path: Path) -> dict[str, Any]:
                     raise RecipeError(f"option {line.target.id!r} needs a default", where=f"{path}:{line.lineno}")
                 options[line.target.id] = ast.literal_eval(line.value)
     return options
-

@@ -35,9 +35,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         "cache_dir": str(cache_dir),
         "options": recipe.data.options,
     }
-    dataset = open_dataset(
-        recipe.data.kind, str(data["path"]), cache_dir=cache_dir, **recipe.data.options
-    )
+    dataset = open_dataset(recipe.data.kind, str(data["path"]), cache_dir=cache_dir, **recipe.data.options)
     dataset.validate()
     if not recipe.scenario.holdout:
         dataset.split(recipe.data.val)

@@ -115,14 +115,14 @@ class RecipeTable(Table):
     relabel: RelabelTable = Field(default_factory=RelabelTable)
     flip: bool = Field(default=False, description="label and evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
-    method: tuple[MethodTable, ...]
+    method: tuple[MethodTable, ...] = ()
     run: RunTable = Field(default_factory=RunTable)
 
     @model_validator(mode="after")
     def _names_agree(self) -> RecipeTable:
         names = [method.name for method in self.method]
-        if not names:
-            raise ValueError("a recipe needs at least one [[method]]")
+        if not names and not self.replay:
+            raise ValueError("a recipe needs a [[method]] to train, or a [replay.NAME] to build")
         if len(set(names)) != len(names):
             raise ValueError(f"method names must differ, got {names}")
         for method in self.method:

@@ -66,9 +66,7 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
             fit[key] = value
         else:
             known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint"]
-            raise RecipeError(
-                f"method {table.name!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known)
-            )
+            raise RecipeError(f"method {table.name!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known))
     if method.replay and table.replay is None:
         raise RecipeError(
             f"method {table.name!r} trains on replay but names none", where=where,

@@ -111,7 +111,7 @@ def _line(panel: Axes, line: Curve, color: str, marker: str, last: int) -> None:
     low = [mean - deviation for mean, deviation in zip(line.means, line.deviations, strict=True)]
     high = [mean + deviation for mean, deviation in zip(line.means, line.deviations, strict=True)]
     if any(line.deviations):
-        panel.fill_between(line.steps, low, high, color=color, alpha=0.16, linewidth=0)
+        panel.fill_between(line.steps, low, high, color=color, alpha=0.13, linewidth=0)
     if len(line.steps) == 1:
         panel.plot([0, last], [line.means[0]] * 2, color=color, linewidth=1, linestyle=(0, (4, 3)))
     panel.plot(line.steps, line.means, color=color, linewidth=2, marker=marker, markersize=5, clip_on=False,

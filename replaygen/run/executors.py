@@ -99,4 +99,3 @@ def local_client(workers: int) -> Iterator[Client]:
             dashboard_address=None, memory_limit=0, silence_logs=logging.ERROR,
         ) as cluster, Client(cluster) as client:  # fmt: skip
             yield client
-

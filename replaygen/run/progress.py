@@ -59,7 +59,9 @@ class Lines:
             print(f"{duration(now - self._begun):>12}  {task.slot} in {outcome.seconds:.0f} s", file=self._stream)
         if now - self._last >= self._every:
             self._last = now
-            parts = [f"{stage} {self._did[stage]}/{max(count, self._did[stage])}" for stage, count in self._todo.items()]
+            parts = [
+                f"{stage} {self._did[stage]}/{max(count, self._did[stage])}" for stage, count in self._todo.items()
+            ]
             print(f"{duration(now - self._begun):>12}  " + "  ".join(parts), file=self._stream)
 
     def close(self) -> None:

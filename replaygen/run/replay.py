@@ -88,5 +88,7 @@ def first_sets(plan: Plan) -> Mapping[str, ReplaySet]:
     for slot, found in replay_sets(plan).items():
         sets.setdefault(slot.rsplit("/", 1)[1], found)
     if not sets:
-        raise DataError("no replay set was made", where=plan.recipe.name, hint="run a recipe with a [replay.NAME] table")
+        raise DataError(
+            "no replay set was made", where=plan.recipe.name, hint="run a recipe with a [replay.NAME] table"
+        )
     return sets

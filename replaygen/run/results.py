@@ -140,6 +140,8 @@ def _evaluations(plan: Plan) -> Iterator[StepResult]:
 
 def table(result: RunResult) -> str:
     """The final table in plain text: one row a method, old / new / all mIoU in percent, mean over seeds."""
+    if not result.methods():
+        return "nothing was trained: the recipe has no [[method]]"
     rows = [["method", "old", "new", "all", "background", "gap closed", "train s"]]
     for method in result.methods():
         last = result.last(method)

@@ -56,7 +56,9 @@ class Inputs:
                 continue
             record = store.get(key)
             if record is None:
-                raise StoreError(f"input {role} {key[:12]} of {task.slot} is not in the store", hint="run the plan again")
+                raise StoreError(
+                    f"input {role} {key[:12]} of {task.slot} is not in the store", hint="run the plan again"
+                )
             self._records[key] = record
         self.read_digests = {key: record.outputs_digest for key, record in self._records.items()}
 

@@ -84,7 +84,5 @@ def choose_examples(dataset: SegmentationDataset, scenario: Scenario, ids: Seque
     """The images whose predictions are kept: many classes first, ties broken by a hash; the same for every model."""
     raw = set(scenario.raw)
     present = dataset.present(ids)
-    order = sorted(
-        ids, key=lambda key: (-len(raw & present[key]), hashlib.sha256(key.encode()).digest())
-    )
+    order = sorted(ids, key=lambda key: (-len(raw & present[key]), hashlib.sha256(key.encode()).digest()))
     return set(order[:EXAMPLES])

@@ -93,4 +93,3 @@ def _encode(images: Iterator[tuple[str, Image8]], views: dict[str, Any], inputs:
         made[sample] = encode_views(net, [image], [sample], spec)[0]
         out.accept()
     out.put("features.safetensors", features_to_bytes(made), samples=len(made))
-

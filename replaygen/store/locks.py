@@ -25,13 +25,30 @@ from replaygen.store.layout import Layout
 
 _POLL_SECONDS = 0.02
 
-_open_locks: set[int] = set()
+
+class _OpenLock:
+    """A descriptor of a lock file. In a forked child it is closed and lets nothing go: the lock is its parent's."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = fsops.open_lock_file(path)
+        _open_locks.add(self)
+
+    def release(self) -> None:
+        """Let the lock go, even where a child still has a copy of the descriptor."""
+        if self in _open_locks:
+            _open_locks.discard(self)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            os.close(self.descriptor)
+
+
+_open_locks: set[_OpenLock] = set()
 
 
 def _close_in_child() -> None:
-    for descriptor in _open_locks:
+    for lock in _open_locks:
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            os.close(lock.descriptor)
     _open_locks.clear()
 
 
@@ -66,46 +83,43 @@ class Locks:
             LockTimeout: another holder kept it for that long.
         """
         path = self._layout.locks / f"{check_digest(key, 'key')}.lock"
-        held: dict[str, int] = self._held.__dict__.setdefault("keys", {})
-        if held.get(key, 0):
-            held[key] += 1
-            try:
-                yield
-            finally:
-                held[key] -= 1
+        held: set[tuple[int, str]] = self._held.__dict__.setdefault("keys", set())
+        mine = (os.getpid(), key)
+        if mine in held:
+            yield
             return
         with fsops.explained("take a lock", path):
-            descriptor = _locked(path, fcntl.LOCK_EX, timeout)
+            lock = _locked(path, fcntl.LOCK_EX, timeout)
         try:
             with contextlib.suppress(OSError):
-                fsops.note(descriptor, path, _who())
-            held[key] = 1
+                fsops.note(lock.descriptor, path, _who())
+            held.add(mine)
             yield
         finally:
-            held.pop(key, None)
-            _release(descriptor)
+            held.discard(mine)
+            lock.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Held, shared, while something is written: gc waits for it, and it waits for gc."""
         path = self._layout.locks / "gc.lock"
         with fsops.explained("take the store's lock", path):
-            descriptor = _locked(path, fcntl.LOCK_SH, None)
+            lock = _locked(path, fcntl.LOCK_SH, None)
         try:
             yield
         finally:
-            _release(descriptor)
+            lock.release()
 
     @contextlib.contextmanager
     def collecting(self, timeout: float) -> Iterator[None]:
         """Held by gc: nothing is being written."""
         path = self._layout.locks / "gc.lock"
         with fsops.explained("take the store's lock", path):
-            descriptor = _locked(path, fcntl.LOCK_EX, timeout)
+            lock = _locked(path, fcntl.LOCK_EX, timeout)
         try:
             yield
         finally:
-            _release(descriptor)
+            lock.release()
 
     @contextlib.contextmanager
     def lease(self, name: str, keys: Iterable[str]) -> Iterator[None]:
@@ -113,20 +127,20 @@ class Locks:
         wanted = [check_digest(key, "key") for key in keys]
         path = self._layout.leases / f"{slug(name)}-{os.getpid()}-{os.urandom(4).hex()}.lease"
         with self.writing(), fsops.explained("take a lease", path):
-            descriptor = _locked(path, fcntl.LOCK_EX, 0)
+            lock = _locked(path, fcntl.LOCK_EX, 0)
             try:
                 fsops.note(
-                    descriptor, path, json.dumps({"name": name, "who": _who().decode(), "keys": wanted}).encode()
+                    lock.descriptor, path, json.dumps({"name": name, "who": _who().decode(), "keys": wanted}).encode()
                 )
             except BaseException:
-                _release(descriptor)
+                lock.release()
                 raise
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
                 fsops.remove(path)
-            _release(descriptor)
+            lock.release()
 
     def leases(self) -> tuple[list[Lease], list[Path]]:
         """The live leases, and the files that dead ones left."""
@@ -159,13 +173,13 @@ class Locks:
     def remove_unused(self, path: Path) -> bool:
         """Remove the lock file of a key that nobody holds."""
         try:
-            descriptor = _locked(path, fcntl.LOCK_EX, 0)
+            lock = _locked(path, fcntl.LOCK_EX, 0)
         except LockTimeout:
             return False
         try:
             return fsops.remove(path)
         finally:
-            _release(descriptor)
+            lock.release()
 
 
 def _parsed_lease(path: Path, descriptor: int) -> Lease:
@@ -182,21 +196,20 @@ def _parsed_lease(path: Path, descriptor: int) -> Lease:
     return Lease(path.name, stat.st_mtime_ns, keys)
 
 
-def _locked(path: Path, kind: int, timeout: float | None) -> int:
-    """A descriptor of the file *now* at `path`, locked: one that was unlinked while we waited does not count."""
+def _locked(path: Path, kind: int, timeout: float | None) -> _OpenLock:
+    """The file *now* at `path`, locked: one that was unlinked while we waited does not count."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        descriptor = fsops.open_lock_file(path)
-        _open_locks.add(descriptor)
+        lock = _OpenLock(path)
         try:
-            _wait(descriptor, kind, deadline, path)
+            _wait(lock.descriptor, kind, deadline, path)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
-                    return descriptor
+                if os.path.samestat(os.fstat(lock.descriptor), os.stat(path, follow_symlinks=False)):
+                    return lock
         except BaseException:
-            _release(descriptor)
+            lock.release()
             raise
-        _release(descriptor)
+        lock.release()
 
 
 def _wait(descriptor: int, kind: int, deadline: float | None, path: Path) -> None:
@@ -218,11 +231,6 @@ def _try(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _release(descriptor: int) -> None:
-    _open_locks.discard(descriptor)
-    os.close(descriptor)
 
 
 def _who() -> bytes:

@@ -208,7 +208,7 @@ _scan = json.JSONDecoder().raw_decode
 
 def glance(data: bytes) -> Glance:
     """Check a record file's digest, and cut it into its parts. Keys and digests are those of the bytes themselves."""
-    body = unseal(data)
+    body = unseal("record", data)
     position = 0
     parts: list[Any] = []
     slices: list[bytes] = []
@@ -236,13 +236,13 @@ def seal(body: bytes) -> bytes:
     return b'{"sha256":"%s",%s}\n' % (sha256_hex(body).encode(), body)
 
 
-def unseal(data: bytes) -> bytes:
+def unseal(kind: str, data: bytes) -> bytes:
     """The members in a file that `seal` wrote; StoreError where one byte is not as it was."""
     if data[:11] != b'{"sha256":"' or data[75:77] != b'",' or data[-2:] != b"}\n":
-        raise StoreError("it is damaged: not a sealed file")
+        raise StoreError(f"{kind} is damaged: not a sealed file")
     body = data[77:-2]
     if sha256_hex(body).encode() != data[11:75]:
-        raise StoreError("it is damaged: its bytes differ from its digest")
+        raise StoreError(f"{kind} is damaged: its bytes differ from its digest")
     return body
 
 

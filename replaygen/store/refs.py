@@ -94,7 +94,7 @@ class Refs:
     def look(self, path: Path) -> tuple[str, str, dict[str, Any]]:
         """(recipe, name, data) of the ref in a file; StoreError where it is damaged or not at its place."""
         try:
-            content = json.loads(b"{%s}" % unseal(read_all(str(path))))["ref"]
+            content = json.loads(b"{%s}" % unseal("ref", read_all(str(path))))["ref"]
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -124,7 +124,7 @@ class Records:
             yield (key if is_digest(key) and path == self.path(key) else "", path)
 
     def _linked(self, record: Record, data: bytes) -> tuple[Record | None, bool]:
-        """The record that now stands under the key, and whether it is ours; None: a damaged one was moved, try again."""
+        """The record that now stands under the key (None: a damaged one was moved away), and whether it is ours."""
         path = self.path(record.key)
         with self._locks.writing(), fsops.explained("publish a record", path):
             self._check_outputs(record)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import learn_fit_child as child
@@ -19,8 +20,20 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from replaygen.errors import ModelError, StoreError
-from replaygen.learn import FitOptions, MixedBatches, NetworkSpec, Samples, ViewSpec, build_network, fit, image_item
-from replaygen.learn.fitting import FitResult, schedule
+from replaygen.learn import (
+    FitOptions,
+    MixedBatches,
+    NetworkSpec,
+    Samples,
+    ViewSpec,
+    build_network,
+    cross_entropy,
+    encode_views,
+    feature_item,
+    fit,
+    image_item,
+)
+from replaygen.learn.fitting import FitResult, in_order, schedule
 
 
 def same_weights(one: FitResult, two: FitResult) -> bool:
@@ -177,6 +190,60 @@ def test_class_without_pixels_is_told_early() -> None:
     warnings = [event["message"] for event in events if event["event"] == "warning"]
     assert len(warnings) == 1
     assert "class 2" in str(warnings[0])
+
+
+def test_replay_that_is_never_drawn_is_told_early() -> None:
+    """Batches that have a buffer and never draw from it are warned about."""
+
+    class Forgetful(MixedBatches):
+        def drawn(self, t: int) -> list[tuple[Samples, int, int]]:
+            return [(self.current, 0, 0)]
+
+    replay = Samples([replace(item, id=f"r-{item.id}", replay=True) for item in tiny().items])
+    events: list[dict[str, object]] = []
+    batches = Forgetful(tiny(), replay, batch=2, seed=0, iterations=3, channels=2)
+    fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.mean(), FitOptions(), 0,
+        log=events.append, device="cpu")  # fmt: skip
+    assert ["no replay sample was drawn" in str(e["message"]) for e in events if e["event"] == "warning"] == [True]
+
+
+def test_fit_on_cached_features_moves_the_head_only() -> None:
+    """Batches of features train the head of a frozen network without asking its encoder."""
+    views = ViewSpec(size=16, count=2)
+    net = build_network(NetworkSpec(widths=(4, 4), freeze="after_base"), 2, 0).at_step(1)
+    taps = encode_views(net, [np.full((16, 16, 3), 80, np.uint8)], ["a"], views)[0]
+    mask = np.zeros((16, 16), np.uint8)
+    item = feature_item("a", (1,), False, lambda v: tuple(tap[v] for tap in taps), lambda: mask, views)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    batches = MixedBatches(Samples([item]), None, batch=2, seed=0, iterations=2, channels=2)
+    fit(net, batches, lambda z, b: cross_entropy(z, b.masks), FitOptions(), 0, device="cpu")
+    changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"head"}
+
+
+@pytest.mark.parametrize("first", [0, 3, 5])
+def test_batches_made_ahead_are_the_same(first: int) -> None:
+    """A thread that makes batches ahead changes neither their order nor their content."""
+    batches = MixedBatches(child.samples(), None, batch=2, seed=0, iterations=5, channels=3)
+    plain, ahead = (list(in_order(batches, first, ahead=flag)) for flag in (False, True))
+    assert [t for t, _ in ahead] == list(range(first, 5))
+    assert all(torch.equal(one.masks, two.masks) for (_, one), (_, two) in zip(plain, ahead, strict=True))
+
+
+@pytest.mark.soak
+def test_random_damage_is_always_caught(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """40 random bit flips and cuts of the newest checkpoint: each is caught, and the end is the same."""
+    dice = random.Random(0)
+    for _ in range(40):
+        child.run(tmp_path)
+        target = tmp_path / f"fit-00000024.{dice.choice(['json', 'safetensors'])}"
+        data = bytearray(target.read_bytes())
+        place = dice.randrange(len(data))
+        data[place] ^= 1 << dice.randrange(8)
+        target.write_bytes(data if dice.random() < 0.7 else data[:place])
+        result, events = child.run(tmp_path)
+        assert [event["iteration"] for event in events if event["event"] == "resumed"] == [21]
+        assert same_weights(result, uninterrupted)
 
 
 def test_schedules() -> None:

@@ -133,6 +133,8 @@ def test_random_growth_keeps_old_logits() -> None:
     assert not torch.equal(grown[0], grown[2])
     with pytest.raises(ModelError, match="cannot grow to 2"):
         nets[0].grow(2)
+    with pytest.raises(ModelError, match="balnced"):
+        nets[0].grow(6, "balnced")  # type: ignore[arg-type]
 
 
 def test_encoder_frozen_after_the_base_step() -> None:
@@ -318,6 +320,20 @@ def test_transformers_backbone_dilated(backbone: Path, output_stride: int) -> No
     )  # fmt: skip
     (deepest,) = build_network(spec, 3, 0).encode(torch.rand(1, 3, 96, 96))
     assert deepest.shape == (1, 20, 96 // output_stride, 96 // output_stride)
+
+
+def test_even_kernels_are_not_dilated(tmp_path: Path) -> None:
+    """A backbone that shrinks by even kernels works at its own stride; a smaller one is refused, not approximated."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_stages=4)
+    transformers.ConvNextModel(config).save_pretrained(tmp_path)
+    spec = NetworkSpec(kind="deeplab", encoder="transformers", weights=str(tmp_path), output_stride=32)
+    assert [tuple(tap.shape[-2:]) for tap in build_network(spec, 3, 0).encode(torch.rand(1, 3, 64, 64))] == [
+        (16, 16),
+        (2, 2),
+    ]
+    with pytest.raises(ModelError, match="even kernels"):
+        build_network(spec.model_copy(update={"output_stride": 16}), 3, 0)
 
 
 def test_incomplete_backbone_is_refused(backbone: Path) -> None:

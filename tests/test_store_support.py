@@ -40,6 +40,11 @@ def make_record(
     )  # fmt: skip
 
 
+def publish(store: Store, params: dict[str, Any], data: bytes = b"", **more: Any) -> Record:
+    """Put one output, by default the parameters as JSON, and publish its record."""
+    return store.publish(make_record(params, {"images": store.put(data or json.dumps(params).encode())}, **more))
+
+
 def skip_syncs(_op: Op, act: Callable[[], None]) -> None:
     """A hook that leaves fsyncs out: they matter to no test but the one that cuts the power."""
     if _op.kind not in SYNCS:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from replaygen.errors import DataError
 from replaygen.learn import (
     Checkpoint,
     Confusion,
@@ -157,6 +158,12 @@ def test_recall_remembers(base: Checkpoint, merged: bool) -> None:
     old, new = old_and_new(made)
     assert old > 0.4
     assert new > 0.4
+
+
+def test_recall_without_replay_is_refused(base: Checkpoint, step_one: Samples) -> None:
+    """Without replay RECALL would silently be fine-tuning."""
+    with pytest.raises(DataError, match="no replay"):
+        method("recall").step(1, step_one, None, base, job(1))
 
 
 def test_joint_starts_afresh() -> None:

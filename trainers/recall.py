@@ -14,10 +14,12 @@ iterations see no new data; here each batch holds both. The paper freezes the en
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from replaygen.errors import DataError
 from replaygen.learn import Batch, Checkpoint, Samples, StepJob, cross_entropy, merged_cross_entropy
 
 TRAITS = {"replay": True, "inpaint": True, "data": "step"}
@@ -35,13 +37,17 @@ class Options:
     r_new: float = 1.0
     r_old: float = 1.0
     merged: bool = False
-    init: str = "random"
+    init: Literal["random", "balanced"] = "random"
 
 
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
     """Train the previous network on current and replay samples, mixed in every batch."""
     options: Options = job.options or Options()
-    net = job.network(previous, "balanced" if options.init == "balanced" else "random")
+    if buffer is None:
+        raise DataError(
+            f"step {k} has no replay, and without it RECALL would be fine-tuning", hint="see the run's counts"
+        )
+    net = job.network(previous, options.init)
     weight = job.class_weights()
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,9 +137,8 @@ class _Fit:
         diagnose_at = min(total, max(_DIAGNOSE_AFTER, int(getattr(self.batches, "epoch", 0)))) - 1
         saved_at = time.monotonic()
         self.net.train()
-        for t in range(first, total):
+        for t, batch in in_order(self.batches, first, ahead=self.device.type == "cuda"):
             torch.manual_seed(derive(self.seed, "iteration", t))
-            batch = self.batches[t]
             self.seen.add(batch)
             self.losses.append(self._step(batch.to(self.device), t, total))
             if t == diagnose_at:
@@ -251,6 +251,22 @@ class _Seen:
         if replay_expected and self.replay == 0:
             told.append("there is a replay buffer, but no replay sample was drawn")
         return told
+
+
+def in_order(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int, Batch]]:
+    """(t, batch t) from `first` on; with `ahead`, a thread makes the next batch while this one is used."""
+    total = len(batches)
+    if not ahead:
+        for t in range(first, total):
+            yield t, batches[t]
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batches.__getitem__, first) if first < total else None
+        for t in range(first, total):
+            assert coming is not None
+            batch = coming.result()
+            coming = pool.submit(batches.__getitem__, t + 1) if t + 1 < total else None
+            yield t, batch
 
 
 def make_optimizer(net: SegNet, options: FitOptions) -> torch.optim.Optimizer:

@@ -81,8 +81,10 @@ class SegNet(nn.Module):
         """Add classifier rows up to `channels` classes; "random" depends on `seed` only. Returns the network itself.
 
         Raises:
-            ModelError: fewer channels than now.
+            ModelError: fewer channels than now, or an unknown `init`.
         """
+        if init not in ("random", "balanced"):
+            raise ModelError(f"new classifier rows cannot start as {init!r}", hint='"random" or "balanced"')
         if channels < self.channels:
             raise ModelError(f"a network of {self.channels} channels cannot grow to {channels}")
         if channels == self.channels:

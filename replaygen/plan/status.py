@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replaygen.stages.base import Task, changed_inputs
+from replaygen.stages.base import Task
 from replaygen.store import Record, Store
 
 
@@ -38,21 +38,15 @@ def statuses(store: Store, tasks: Mapping[str, Task], previous: Mapping[str, str
     for key, task in tasks.items():
         cache = found[key]
         if cache.state == "cached":
-            stale = rebuilt_input(store, task)
-            result[key] = Status("to run", f"input was rebuilt differently: {stale}") if stale else CACHED
+            result[key] = CACHED
+        elif cache.changed:
+            source = store.get(cache.changed[0])
+            result[key] = Status("to run", f"input was rebuilt differently: {source.slot if source else 'gone'}")
         elif cache.state == "damaged":
             result[key] = Status("to run", f"damaged: {cache.detail}")
         else:
             result[key] = Status("to run", _reason(store, task, tasks, previous or {}))
     return result
-
-
-def rebuilt_input(store: Store, task: Task) -> str | None:
-    """The first input whose record no longer holds what this task's record read; None where all agree."""
-    record = store.get(task.key)
-    changed = changed_inputs(store, record) if record is not None else []
-    source = store.get(changed[0]) if changed else None
-    return source.slot if source is not None else None
 
 
 def _reason(store: Store, task: Task, tasks: Mapping[str, Task], previous: Mapping[str, str]) -> str:

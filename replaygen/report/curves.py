@@ -92,7 +92,7 @@ def _draw(panel: Axes, lines: list[Curve], methods: tuple[str, ...], last: int, 
                 _line(panel, line, colors[method], MARKERS[i % len(MARKERS)], last)
     ends = [(line.means[-1], line.method) for line in lines]
     for height, (value, method) in zip(spread([end[0] for end in ends], ceiling * 0.066), ends, strict=True):
-        panel.text(last + 0.06 * max(1, last), height, f"{plain(method)} {value:.1f}", color=colors[method],
+        panel.text(last + 0.06 * max(1, last), height, f"{short(plain(method))} {value:.1f}", color=colors[method],
                    fontsize=9.5, va="center", parse_math=False)  # fmt: skip
     panel.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=8)
     panel.set_xlim(-0.08 * max(1, last), last + 0.58 * max(1, last))
@@ -116,6 +116,11 @@ def _line(panel: Axes, line: Curve, color: str, marker: str, last: int) -> None:
         panel.plot([0, last], [line.means[0]] * 2, color=color, linewidth=1, linestyle=(0, (4, 3)))
     panel.plot(line.steps, line.means, color=color, linewidth=2, marker=marker, markersize=5, clip_on=False,
                solid_capstyle="round")  # fmt: skip
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name cut to fit beside a line's end."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

@@ -18,8 +18,15 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode("utf-8"))
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a place in a folder that is not there, before the work is done; ReplaygenError."""
+    if not path.parent.is_dir():
+        raise ReplaygenError("no such folder to write the report to", where=str(path), hint="make the folder first")
+
+
 def write_bytes(path: Path, data: bytes) -> Path:
     """As `write_text`, for bytes."""
+    check_folder(path)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.report.colors import METHODS, METHODS_DARK, class_color
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Scene, examples, scenes, shows
-from replaygen.report.files import write_text
+from replaygen.report.files import check_folder, write_text
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.sheets import Sheet, sheets
 from replaygen.report.summary import Summary, rejections, summary
@@ -64,7 +64,9 @@ def write_report(plan: Plan, out: Path) -> Path:
         StoreError, DataError: an object that the page shows is damaged.
     """
     out = Path(out)
-    return write_text(out / f"{plan.recipe.name}.html" if out.is_dir() else out, page(gather(plan)))
+    path = out / f"{plan.recipe.name}.html" if out.is_dir() else out
+    check_folder(path)
+    return write_text(path, page(gather(plan)))
 
 
 def gather(plan: Plan) -> Report:

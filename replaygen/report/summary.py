@@ -7,8 +7,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from replaygen.report.text import stripped
 from replaygen.store import Record
 
 if TYPE_CHECKING:
@@ -87,8 +88,16 @@ def summary(plan: Plan) -> Summary:
     return Summary(
         tuple(lines.values()), tuple((name, ", ".join(values)) for name, values in versions.items()),
         min(started, default=""), max(started, default=""), command(plan),
-        json.dumps(table, indent=2, ensure_ascii=False),
+        json.dumps(_stripped(table), indent=2, ensure_ascii=False),
     )  # fmt: skip
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {stripped(str(name)): _stripped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_stripped(inner) for inner in value]
+    return stripped(value) if isinstance(value, str) else value
 
 
 def command(plan: Plan) -> str:

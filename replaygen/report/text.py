@@ -25,10 +25,13 @@ def plain(text: str) -> str:
     taken out, tabs and line ends become spaces, and a text that a spreadsheet would read as a formula gets a "'" before
     it. Quoting for HTML is not done here: the templates escape everything.
     """
-    text = _ESCAPES.sub("", text)
-    text = re.sub(r"[\t\r\n]+", " ", text)
-    text = _CONTROLS.sub("", text)
+    text = stripped(text)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) and text.strip() != "-" else text
+
+
+def stripped(text: str) -> str:
+    """`plain` without the look at formulas: for text that stands in quotes."""
+    return _CONTROLS.sub("", re.sub(r"[\t\r\n]+", " ", _ESCAPES.sub("", text)))
 
 
 def number(value: float | None, digits: int = 1) -> str:

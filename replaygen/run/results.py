@@ -79,11 +79,15 @@ class RunResult:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def gap_closed(self, method: str, low: str = "finetune", high: str = "joint") -> list[float] | None:
-        """(method - low) / (high - low) in all-class mIoU, percent, one a seed; None where a row is missing."""
+        """(method - low) / (high - low) in all-class mIoU, percent, one a seed.
+
+        None where a row is missing; a seed whose `high` is not above its `low` has no gap and is left out.
+        """
         rows = {step.seed: step for step in self.last(method)}
         lows = {step.seed: step for step in self.last(low)}
         highs = {step.seed: step for step in self.last(high)}
-        seeds = [seed for seed in rows if seed in lows and seed in highs]
+        both = [seed for seed in rows if seed in lows and seed in highs]
+        seeds = [seed for seed in both if highs[seed].metrics["all"] > lows[seed].metrics["all"]]
         if not seeds:
             return None
         return [

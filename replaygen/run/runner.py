@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import StoreError, TaskError
 from replaygen.plan import Plan, Task
-from replaygen.plan.status import rebuilt_input, statuses
+from replaygen.plan.status import statuses
 from replaygen.run.execute import Outcome, root_of
 from replaygen.run.executors import Executor, Inline, OnDask, local_client
 from replaygen.run.progress import Progress, Quiet
@@ -237,7 +237,7 @@ class _Round:
         while self.ready:
             position, key = heapq.heappop(self.ready)
             task = self.plan.tasks[key]
-            if self.status[key].cached and rebuilt_input(self.plan.store, task) is None:
+            if self.status[key].cached and self.plan.store.status(key).state == "cached":
                 self._settle(key)
                 continue
             if task.stage == "train" and self.heavy_in_flight >= max(1, self.executor.slots // 2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from replaygen.stages.base import Inputs, Out, Stage, Task, changed_inputs
+from replaygen.stages.base import Inputs, Out, Stage, Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
 from replaygen.stages.label import LabelStage, RelabelStage
@@ -12,7 +12,7 @@ from replaygen.stages.replay import ReplayStage
 from replaygen.stages.source import ExemplarStage, PhotoStage
 from replaygen.stages.train import TrainStage
 
-__all__ = ["STAGES", "Inputs", "Out", "Stage", "Task", "changed_inputs", "stage_of"]
+__all__ = ["STAGES", "Inputs", "Out", "Stage", "Task", "stage_of"]
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage

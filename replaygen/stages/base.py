@@ -190,13 +190,3 @@ class Stage(ABC, Generic[P]):
     @abstractmethod
     def run(self, params: P, inputs: Inputs, out: Out) -> None:
         """Do the work: read from `inputs`, write to `out`, count every sample."""
-
-
-def changed_inputs(store: Store, record: Record) -> list[str]:
-    """The input keys whose record no longer holds what `record` was made from: they were rebuilt differently."""
-    changed = []
-    for key, digest in record.read.items():
-        now = store.get(key)
-        if now is not None and now.outputs_digest != digest:
-            changed.append(key)
-    return changed

@@ -48,7 +48,7 @@ class TrainStage(Stage[TrainParams]):
     name = "train"
     version = 1
     modules = (
-        "replaygen.learn.fit", "replaygen.learn.losses", "replaygen.learn.batches", "replaygen.learn.samples",
+        "replaygen.learn.fitting", "replaygen.learn.partial", "replaygen.learn.losses", "replaygen.learn.batches", "replaygen.learn.samples",
         "replaygen.learn.views", "replaygen.learn.networks", "replaygen.learn.heads", "replaygen.learn.encoders",
         "replaygen.learn.oplist", "replaygen.learn.job", "replaygen.learn.checkpoint", "replaygen.stages.context",
     )  # fmt: skip

@@ -1,0 +1,53 @@
+"""On Dask: the same bytes as inline, names only through the scheduler, a task that kills its worker is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TRAINING, Workspace
+
+from replaygen.errors import ReplaygenError, TaskError
+from replaygen.plan import Plan, Recipe
+from replaygen.run import run
+from replaygen.run.executors import local_client
+from replaygen.store import Store
+
+
+def _plan(workspace: Workspace, text: str, cache: str) -> Plan:
+    recipe = Recipe.load(workspace.recipe(text))
+    return recipe.plan(Store(workspace.root / cache))
+
+
+def _outputs(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+    records = {slot: plan.store.get(key) for slot, key in plan.slots.items()}
+    return {
+        slot: [(output.name, output.digest) for output in record.outputs] for slot, record in records.items() if record
+    }
+
+
+def test_dask_gives_the_bytes_of_inline(workspace: Workspace) -> None:
+    """Two worker processes, the same datasets, weights and metrics, byte for byte."""
+    inline = run(_plan(workspace, TRAINING, "inline")).plan
+    with local_client(2) as client:
+        dask = run(_plan(workspace, TRAINING, "dask"), client).plan
+    assert _outputs(dask) == _outputs(inline)
+    assert len(_outputs(inline)) == len(inline.slots)
+
+
+def test_a_task_that_kills_its_worker_is_named(workspace: Workspace, repository: Path) -> None:
+    """A method that takes its process down ends in an error with its name, after few deaths, not in a hang."""
+    (workspace.root / "trainers").mkdir()
+    source = (repository / "trainers" / "joint.py").read_text()
+    deadly = source.replace("net = job.fresh_network()", "import os; os.kill(os.getpid(), 9)")
+    (workspace.root / "trainers" / "mine.py").write_text(deadly)
+    text = TRAINING.replace('trainer = "joint"', 'trainer = "mine"')
+    with local_client(1) as client, pytest.raises(TaskError, match="train/joint/seed0/step2"):
+        run(_plan(workspace, text, "deadly"), client)
+
+
+def test_a_cluster_that_is_not_there_is_an_error(workspace: Workspace) -> None:
+    """An address where nothing answers ends in an error that names it."""
+    recipe = Recipe.load(workspace.recipe(TRAINING), {"run.scheduler": "tcp://127.0.0.1:9"})
+    with pytest.raises(ReplaygenError, match=r"127\.0\.0\.1:9"):
+        run(recipe.plan(recipe.store()))

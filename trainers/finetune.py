@@ -19,15 +19,20 @@ TRAITS = {"replay": False, "inpaint": False, "data": "step"}
 
 @dataclass(frozen=True)
 class Options:
-    """Fine-tuning has none of its own."""
+    """What fine-tuning can vary.
+
+    init: rows of new classes, "random" or "balanced" (from the background's, as in MiB).
+    """
+
+    init: str = "random"
 
 
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
-    """Train the previous network, grown by random rows for the new classes, on the current samples alone."""
-    net = job.network(previous)
-    weight = job.class_weights()
+    """Train the previous network, grown by rows for the new classes, on the current samples alone."""
+    options: Options = job.options or Options()
+    net = job.network(previous, "balanced" if options.init == "balanced" else "random")
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(logits, batch.masks, weight=weight)
+        return cross_entropy(logits, batch.masks, weight=job.class_weights(batch.progress))
 
     return job.finish(net, job.train(net, job.batches(current), loss))

@@ -16,15 +16,20 @@ TRAITS = {"replay": False, "inpaint": False, "data": "all"}
 
 @dataclass(frozen=True)
 class Options:
-    """Joint training has none of its own."""
+    """What joint training can vary.
+
+    balance: classes take turns, each image standing for the rarest class in it.
+    """
+
+    balance: bool = False
 
 
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
     """Train a new network for all seen classes; `current` holds the data of every step up to k, fully labelled."""
+    options: Options = job.options or Options()
     net = job.fresh_network()
-    weight = job.class_weights()
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(logits, batch.masks, weight=weight)
+        return cross_entropy(logits, batch.masks, weight=job.class_weights(batch.progress))
 
-    return job.finish(net, job.train(net, job.batches(current), loss))
+    return job.finish(net, job.train(net, job.batches(current, balance=options.balance), loss))

@@ -48,9 +48,9 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
             f"step {k} has no replay, and without it RECALL would be fine-tuning", hint="see the run's counts"
         )
     net = job.network(previous, options.init)
-    weight = job.class_weights()
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
+        weight = job.class_weights(batch.progress)
         if not options.merged:
             return cross_entropy(logits, batch.masks, weight=weight)
         # inpainted current labels show every class, so only replay's background is merged

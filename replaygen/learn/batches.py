@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -32,6 +33,7 @@ class MixedBatches:
     Args:
         current: the step's own samples.
         buffer: replay samples, or None.
+        balance: current classes take turns too (each sample stands for its `balance_class`), instead of epochs.
         channels: classes of the network, background included.
 
     Raises:
@@ -40,7 +42,7 @@ class MixedBatches:
 
     def __init__(
         self, current: Samples, buffer: Samples | None, *, batch: int, seed: int, iterations: int, channels: int,
-        r_new: float = 1.0, r_old: float = 1.0,
+        r_new: float = 1.0, r_old: float = 1.0, balance: bool = False,
     ) -> None:  # fmt: skip
         if len(current) == 0:
             raise DataError("the step has no current samples", hint="check the scenario's split and setting")
@@ -58,11 +60,10 @@ class MixedBatches:
         self.iterations = iterations
         self.channels = channels
         self.n_new = batch
-        self._classes: dict[int, list[int]] = {}
+        self._classes = _by_class(buffer) if buffer is not None else {}
+        self._current_classes = _by_class(current) if balance else {}
         if buffer is not None:
             self.n_new = min(max(round(batch * r_new / (r_new + r_old)), 1), batch - 1)
-            for index, item in enumerate(buffer.items):
-                self._classes.setdefault(item.balance_class, []).append(index)
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def __len__(self) -> int:
@@ -75,7 +76,8 @@ class MixedBatches:
         """Batch t; an IndexError beyond the last."""
         chosen = self.drawn(t)
         items = [samples.items[index] for samples, index, _ in chosen]
-        return collate(items, [samples.get(index, view) for samples, index, view in chosen], self.channels)
+        made = collate(items, [samples.get(index, view) for samples, index, view in chosen], self.channels)
+        return replace(made, progress=t / self.iterations)
 
     def drawn(self, t: int) -> list[tuple[Samples, int, int]]:
         """(samples, index, view) of every member of batch t, current first; nothing is loaded."""
@@ -83,7 +85,9 @@ class MixedBatches:
             raise IndexError(f"batch {t} of {self.iterations}")
         members = [(self.current, index) for index in self._current(t)]
         if self.buffer is not None:
-            members += [(self.buffer, index) for index in self._replay(self.buffer, t)]
+            members += [
+                (self.buffer, index) for index in self._turns("replay", self._classes, self.batch - self.n_new, t)
+            ]
         return [
             (samples, index, self._view(samples, index, t, place)) for place, (samples, index) in enumerate(members)
         ]
@@ -94,21 +98,23 @@ class MixedBatches:
         return -(-len(self.current) // self.n_new)
 
     def _current(self, t: int) -> list[int]:
+        if self._current_classes:
+            return self._turns("current", self._current_classes, self.n_new, t)
         count = len(self.current)
         positions = range(t * self.n_new, (t + 1) * self.n_new)
         return [self._order("epoch", place // count, count)[place % count] for place in positions]
 
-    def _replay(self, buffer: Samples, t: int) -> list[int]:
-        classes = sorted(self._classes)
-        count = self.batch - self.n_new
+    def _turns(self, kind: str, members: dict[int, list[int]], count: int, t: int) -> list[int]:
+        classes = sorted(members)
         places = range(t * count, (t + 1) * count)
         turns = [
-            classes[self._order("round", place // len(classes), len(classes))[place % len(classes)]] for place in places
+            classes[self._order(f"{kind} round", place // len(classes), len(classes))[place % len(classes)]]
+            for place in places
         ]
-        dice = _generator(self.seed, "replay", t)
+        dice = _generator(self.seed, kind, t)
         return [
-            members[int(torch.randint(len(members), (1,), generator=dice))]
-            for members in (self._classes[channel] for channel in turns)
+            those[int(torch.randint(len(those), (1,), generator=dice))]
+            for those in (members[channel] for channel in turns)
         ]
 
     def _view(self, samples: Samples, index: int, t: int, place: int) -> int:
@@ -126,3 +132,10 @@ class MixedBatches:
                 count, generator=_generator(self.seed, kind, number)
             ).tolist()  # fmt: skip
         return self._orders[kind, number]
+
+
+def _by_class(samples: Samples) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, item in enumerate(samples.items):
+        members.setdefault(item.balance_class, []).append(index)
+    return members

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from replaygen.errors import ModelError
-from replaygen.learn.oplist import OpListNet, read_oplist, read_tensors, tap, with_output_stride
+from replaygen.learn.oplist import OpList, OpListNet, read_oplist, read_tensors, tap, with_output_stride
 from replaygen.learn.specs import NetworkSpec, file_sha256
 
 _PROBE = 128
@@ -83,8 +83,48 @@ def _from_oplist(spec: NetworkSpec) -> Encoder:
     graph, tensors = read_oplist(Path(spec.weights or ""))
     graph = with_output_stride(graph, spec.output_stride)
     outputs = [tap(graph, name) for name in spec.used_taps]
-    body = OpListNet(graph, tensors, outputs)
+    body: nn.Module = OpListNet(graph, tensors, outputs)
+    if spec.project:
+        body = Projected(body, classifier_directions(graph, tensors, spec.project))
     return Encoder(body, "symmetric" if spec.preprocess == "auto" else spec.preprocess)
+
+
+class Projected(nn.Module):
+    """A body whose last map keeps only some directions: 1x1 with fixed weights [n, D]."""
+
+    def __init__(self, body: nn.Module, directions: Tensor) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("directions", directions[:, :, None, None].contiguous())
+        self.directions: Tensor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        *maps, last = _as_maps(self.body(images))
+        if last.shape[1] != self.directions.shape[1]:
+            raise ModelError(
+                f"the last tap has {last.shape[1]} channels, the classifier reads {self.directions.shape[1]}",
+                hint="make the map before the classifier's pooling the last of network.taps, or set project = 0",
+            )
+        return (*maps, nn.functional.conv2d(last, self.directions))
+
+
+def classifier_directions(graph: OpList, tensors: dict[str, Tensor], count: int) -> Tensor:
+    """The directions of feature space that an op list's own classifier tells its classes apart by.
+
+    With W [K, D] the weights of the last convolution, rows centred: the first right singular vectors of W, float32
+    [count, D], each with its largest entry positive.
+
+    Raises:
+        ModelError: the list ends in no 1x1 convolution, or it has fewer directions.
+    """
+    last = next((op for op in reversed(graph.ops) if op.kind in ("conv", "dwconv")), None)
+    if last is None or last.kind != "conv" or last.shape[2:] != (1, 1) or count > min(last.shape[:2]):
+        raise ModelError(f"the op list's classifier has no {count} directions", hint="set network.project to 0")
+    weight = tensors[f"{last.key}.weight"].flatten(1).double()
+    directions = torch.linalg.svd(weight - weight.mean(0), full_matrices=False)[2][:count]
+    signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    made: Tensor = (directions * signs).float()
+    return made
 
 
 def _from_module(spec: NetworkSpec) -> Encoder:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,7 +106,7 @@ class _Fit:
         self, net: SegNet, batches: Batches, loss: Loss, options: FitOptions, seed: int, log: Log,
         device: torch.device, where: str,
     ) -> None:  # fmt: skip
-        self.net = net.to(device)
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = batches
         self.loss = loss
         self.options = options
@@ -163,11 +163,13 @@ class _Fit:
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16 and self.device.type == "cuda"):
-            if batch.features is not None:
-                logits = self.net.decode(batch.features, (batch.masks.shape[1], batch.masks.shape[2]))
-            else:
+            features = batch.features
+            if features is None:
                 assert batch.images is not None
-                logits = self.net(batch.images)
+                batch = shifted(batch, self.options.shift)
+                assert batch.images is not None
+                features = self.net.encode(batch.images.contiguous(memory_format=torch.channels_last))
+            logits = self.net.decode(features, (batch.masks.shape[1], batch.masks.shape[2]))
         loss = self.loss(logits, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -270,20 +272,29 @@ def in_order(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int
 
 
 def make_optimizer(net: SegNet, options: FitOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over what learns, the head with its own rate."""
+    """SGD or AdamW over what learns, the head with its own rate; biases and norms do not decay."""
     head = {id(parameter) for parameter in net.head.parameters()}
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in learning if id(p) not in head], "lr": options.lr},
-        {"params": [p for p in learning if id(p) in head], "lr": options.lr * options.head_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
+        {"params": chosen, "lr": options.lr * rate, "weight_decay": options.weight_decay * decays}
+        for rate, part in ((1.0, [p for p in learning if id(p) not in head]),
+                           (options.head_lr, [p for p in learning if id(p) in head]))
+        for decays, chosen in ((1.0, [p for p in part if p.ndim > 1]), (0.0, [p for p in part if p.ndim <= 1]))
+        if chosen
+    ]  # fmt: skip
     if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )  # fmt: skip
-    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+    return torch.optim.AdamW(groups, lr=options.lr)
+
+
+def shifted(batch: Batch, most: int) -> Batch:
+    """The whole batch rolled by one random offset of at most `most` pixels each way; masks of the images' size only."""
+    if most == 0 or batch.images is None:
+        return batch
+    down, across = (int(torch.randint(-most, most + 1, ())) for _ in range(2))
+    return replace(
+        batch, images=batch.images.roll((down, across), (2, 3)), masks=batch.masks.roll((down, across), (1, 2))
+    )
 
 
 def schedule(options: FitOptions, t: int, total: int) -> float:

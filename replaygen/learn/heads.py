@@ -91,64 +91,95 @@ class LightHead(nn.Module):
         return logits
 
 
-class UNetHead(nn.Module):
-    """The small network's decoder: up one scale, join with the encoder's map, convolve; classify at stride 2."""
+class AsppHead(nn.Module):
+    """A head for cached features: an atrous pyramid on the coarse maps, one step up to the finest, a linear classifier.
 
-    def __init__(self, widths: tuple[int, ...], channels: int, depth: int) -> None:
+    Every tap is normalised by its own statistics first. At the coarse taps' stride: 1x1 to `width`, two 3x3 atrous
+    convolutions and the map's mean (`width` / 2 channels each), 1x1 back to `width`; at the finest tap's stride: the
+    sum of both sides at `width` / 2 channels, 3x3, classifier.
+    """
+
+    def __init__(self, widths: tuple[int, ...], channels: int, *, width: int, rates: tuple[int, ...], dropout: float):
         super().__init__()
-        self.up = nn.ModuleList(
-            conv_block(coarse + fine, fine, depth)
-            for fine, coarse in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True)
-        )
+        half = width // 2
+        self.normalise = nn.ModuleList(nn.BatchNorm2d(tap, affine=False) for tap in widths)
+        self.join = conv_bn_relu(sum(widths[1:]), width, 1)
+        self.atrous = nn.ModuleList(conv_bn_relu(width, half, 3, dilation=rate) for rate in rates)
+        self.mean = nn.Linear(width, half)
+        self.fuse = conv_bn_relu(width + half * (len(rates) + 1), width, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.coarse = nn.Conv2d(width, half, 1)
+        self.fine = nn.Conv2d(widths[0], half, 1)
+        self.smooth = conv_bn_relu(half, half, 3)
+        self.classify = Classifier(half, channels)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        fine, *coarse = (norm(feature) for norm, feature in zip(self.normalise, features, strict=True))
+        height, width = coarse[0].shape[-2:]
+        x = self.join(torch.cat([resize(tap, height, width) for tap in coarse], 1))
+        mean = F.relu(self.mean(x.mean((2, 3))))[:, :, None, None].expand(-1, -1, height, width)
+        x = self.dropout(self.fuse(torch.cat([x, *(branch(x) for branch in self.atrous), mean], 1)))
+        x = resize(self.coarse(x), fine.shape[-2], fine.shape[-1]) + self.fine(fine)
+        logits: Tensor = self.classify(self.smooth(F.relu(x)))
+        return logits
+
+
+class TopDownHead(nn.Module):
+    """The small network's decoder: 1x1, up one scale, added to the encoder's map, 3x3; classified at stride 2."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        pairs = list(zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True))
+        self.down = nn.ModuleList(conv_bn_relu(coarse, fine, 1) for fine, coarse in pairs)
+        self.out = nn.ModuleList(conv_bn_relu(fine, fine, 3) for fine, _ in pairs)
         self.classify = Classifier(widths[0], channels)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         x = features[-1]
-        for up, skip in zip(self.up, reversed(features[:-1]), strict=True):
-            x = up(torch.cat([resize(x, skip.shape[-2], skip.shape[-1]), skip], 1))
+        for down, out, skip in zip(self.down, self.out, reversed(features[:-1]), strict=True):
+            x = out(skip + F.interpolate(down(x), skip.shape[-2:], mode="nearest"))
         logits: Tensor = self.classify(x)
         return logits
 
 
 class SmallEncoder(nn.Module):
-    """Convolutions with batch norm; maps at strides 2, 4, 8, ... of `widths` channels, `depth` 3x3 layers a scale."""
+    """Maps at strides 2, 4, 8, ... of `widths` channels; scale i has i 3x3 convolutions, the first of stride 2."""
 
-    def __init__(self, widths: tuple[int, ...], depth: int) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         before = (3, *widths[:-1])
         self.scales = nn.ModuleList(
-            nn.Sequential(conv_bn_relu(source, width, 3, stride=2), conv_block(width, width, depth))
-            for source, width in zip(before, widths, strict=True)
+            nn.Sequential(
+                conv_bn_relu(source, width, 3, stride=2), *(conv_bn_relu(width, width, 3) for _ in range(scale))
+            )
+            for scale, (source, width) in enumerate(zip(before, widths, strict=True))
         )
         self.widths = widths
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = []
-        x = images * 4 - 2
+        x = (images * 255 - 110) / 70
         for scale in self.scales:
             x = scale(x)
             maps.append(x)
         return tuple(maps)
 
 
-def conv_bn_relu(source: int, width: int, kernel: int, *, stride: int = 1, separable: bool = False) -> nn.Sequential:
+def conv_bn_relu(
+    source: int, width: int, kernel: int, *, stride: int = 1, dilation: int = 1, separable: bool = False
+) -> nn.Sequential:
     """Convolution (depthwise then 1x1 where `separable`), batch norm, ReLU; He-initialised."""
-    pad = kernel // 2
+    pad = dilation * (kernel // 2)
     if separable:
         layers: list[nn.Module] = [
-            nn.Conv2d(source, source, kernel, stride, pad, groups=source, bias=False),
+            nn.Conv2d(source, source, kernel, stride, pad, dilation, groups=source, bias=False),
             nn.Conv2d(source, width, 1, bias=False),
         ]
     else:
-        layers = [nn.Conv2d(source, width, kernel, stride, pad, bias=False)]
+        layers = [nn.Conv2d(source, width, kernel, stride, pad, dilation, bias=False)]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")  # type: ignore[arg-type]
     return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU())
-
-
-def conv_block(source: int, width: int, depth: int) -> nn.Sequential:
-    """`depth` 3x3 convolutions, the first from `source` to `width` channels."""
-    return nn.Sequential(*(conv_bn_relu(source if index == 0 else width, width, 3) for index in range(depth)))
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:

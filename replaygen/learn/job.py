@@ -80,17 +80,27 @@ class StepJob:
         return build_network(self.spec, self.channels, self.seed).at_step(0)
 
     def batches(
-        self, current: Samples, buffer: Samples | None = None, r_new: float = 1.0, r_old: float = 1.0
+        self,
+        current: Samples,
+        buffer: Samples | None = None,
+        r_new: float = 1.0,
+        r_old: float = 1.0,
+        balance: bool = False,
     ) -> MixedBatches:
         """The step's mini-batches, see `MixedBatches`."""
         return MixedBatches(
             current, buffer, batch=self.fit.batch, seed=derive(self.seed, "batches", self.k),
-            iterations=self.fit.iterations, channels=self.channels, r_new=r_new, r_old=r_old,
+            iterations=self.fit.iterations, channels=self.channels, r_new=r_new, r_old=r_old, balance=balance,
         )  # fmt: skip
 
-    def class_weights(self) -> torch.Tensor | None:
-        """float [C] on the device of the fit, from `fit.background_weight`; None where all are 1."""
-        return class_weights(self.channels, self.fit.background_weight, pick_device(self.device))
+    def class_weights(self, progress: float = 0.0) -> torch.Tensor | None:
+        """float [C] on the device of the fit, at a batch's `progress`; None where all are 1.
+
+        The background's weight moves linearly from `fit.background_weight` to `fit.background_weight_end`.
+        """
+        first, last = self.fit.background_weight, self.fit.background_weight_end
+        weight = first if last is None else first + (last - first) * progress
+        return class_weights(self.channels, weight, pick_device(self.device))
 
     def train(self, net: SegNet, batches: MixedBatches, loss: Loss) -> FitResult:
         """`fit` with this job's options, seed, folder, log and device."""

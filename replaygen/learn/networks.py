@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from replaygen.errors import ModelError
-from replaygen.learn.heads import Classifier, DeepLabV2Head, Init, LightHead, SmallEncoder, UNetHead, resize
+from replaygen.learn.heads import (
+    AsppHead,
+    Classifier,
+    DeepLabV2Head,
+    Init,
+    LightHead,
+    SmallEncoder,
+    TopDownHead,
+    resize,
+)
 from replaygen.learn.specs import NetworkSpec, When
 
 if TYPE_CHECKING:
@@ -69,9 +78,14 @@ class SegNet(nn.Module):
 
     def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
         """Logits of the head, resized: maps of `encode` (any float type) -> float32 [B, C, *size]."""
+        return resize(self.head_logits(features), size[0], size[1])
+
+    def head_logits(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Logits at the head's own resolution: maps of `encode` (any float type) -> float32 [B, C, h, w]."""
         wanted = next(self.head.parameters()).dtype
         maps = tuple(feature.to(wanted) for feature in features) if not torch.is_autocast_enabled() else features
-        return resize(self.head(maps).float(), size[0], size[1])
+        logits: Tensor = self.head(maps).float()
+        return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, 3, H, W] in 0..1 -> logits float32 [B, C, H, W]."""
@@ -119,8 +133,8 @@ def build_network(spec: NetworkSpec, channels: int, seed: int) -> SegNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if spec.kind == "small":
-            encoder: nn.Module = SmallEncoder(spec.widths, spec.depth)
-            head: nn.Module = UNetHead(spec.widths, channels, spec.depth)
+            encoder: nn.Module = SmallEncoder(spec.widths)
+            head: nn.Module = TopDownHead(spec.widths, channels)
         else:
             from replaygen.learn.encoders import build_encoder
 
@@ -132,6 +146,10 @@ def build_network(spec: NetworkSpec, channels: int, seed: int) -> SegNet:
 def _head(spec: NetworkSpec, encoder: Encoder, channels: int) -> nn.Module:
     if spec.head == "deeplabv2":
         return DeepLabV2Head(encoder.widths, channels, spec.rates, spec.dropout)
+    if spec.head == "aspp":
+        if len(encoder.widths) < 2:
+            raise ModelError("head 'aspp' needs two taps or more", hint='network.taps = ["8", "16"]')
+        return AsppHead(encoder.widths, channels, width=spec.width, rates=spec.rates, dropout=spec.dropout)
     return LightHead(
         encoder.widths, channels, width=spec.width, convs=spec.convs, separable=spec.separable,
         image_pooling=spec.image_pooling, dropout=spec.dropout,

@@ -200,7 +200,7 @@ def with_output_stride(graph: OpList, output_stride: int) -> OpList:
 
 
 def tap(graph: OpList, name: str) -> int:
-    """The value number of a tap: an operation's key, or a stride (its last map that is a sum or has no activation).
+    """The value number of a tap: an operation's key, a value ("@130"), or a stride (its last map without activation).
 
     Raises:
         ModelError: no such key or stride.
@@ -208,6 +208,8 @@ def tap(graph: OpList, name: str) -> int:
     by_key = {op.key: op.out for op in graph.ops if op.key}
     if name in by_key:
         return by_key[name]
+    if name[:1] == "@" and name[1:].isdigit() and int(name[1:]) in {op.out for op in graph.ops}:
+        return int(name[1:])
     of = strides(graph)
     at = [op for op in graph.ops if name.isdigit() and of.get(op.out) == int(name)]
     linear = [op for op in at if op.act is None]

@@ -30,34 +30,34 @@ def predict_probabilities(
 ) -> npt.NDArray[np.float32]:
     """Class probabilities of one image.
 
-    The image is resized to size x size (view 0), and the logits are resized to the full image before the softmax.
+    The image is resized to size x size (view 0); the head's own logits are resized to the full image, then softmax.
 
     Args:
         net: the network; put into evaluation mode.
         image: uint8 [H, W, 3], or the features of its view 0, a tensor [D, h, w] for each tap.
         size: the side the network sees, in pixels.
         shape: (H, W) of the result; needed with features, else the image's own.
-        flip: average the probabilities with those of the mirrored image (images only).
+        flip: average the probabilities with those of the mirrored image, or of the mirrored features.
 
     Returns:
         float32 [C, H, W], sums to 1 over channels.
 
     Raises:
-        ValueError: features without `shape`, or with `flip`.
+        ValueError: features without `shape`.
     """
     net.eval()
     device = next(net.parameters()).device
     with torch.inference_mode():
         if not isinstance(image, np.ndarray):
-            if shape is None or flip:
-                raise ValueError("features need `shape`, and cannot be mirrored")
+            if shape is None:
+                raise ValueError("features need `shape`")
             maps = tuple(feature.unsqueeze(0).to(device) for feature in image)
-            logits = net.decode(maps, (size, size))
+            logits = net.head_logits(tuple(torch.cat([x, x.flip(-1)]) for x in maps) if flip else maps)
         else:
             shape = shape or (image.shape[0], image.shape[1])
             square, _ = apply_view(image, None, "", 0, ViewSpec(size=size))
             batch = stack_images([square]).to(device)
-            logits = net(torch.cat([batch, batch.flip(-1)]) if flip else batch)
+            logits = net.head_logits(net.encode(torch.cat([batch, batch.flip(-1)]) if flip else batch))
         probabilities = resize(logits.float(), shape[0], shape[1]).softmax(1)
         if flip:
             probabilities = (probabilities[:1] + probabilities[1:].flip(-1)) / 2

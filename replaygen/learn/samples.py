@@ -158,10 +158,11 @@ class Batch:
     Attributes:
         images: float32 [B, 3, S, S] in 0..1, or None.
         features: a tensor [B, D, h, w] for each tap, or None.
-        masks: int64 [B, S, S], channels or 255.
+        masks: int64 [B, M, M], channels or 255.
         visible: bool [B, C].
         replay: bool [B].
         ids: the samples' ids.
+        progress: how far the fit is, 0 at its first batch, below 1 at its last.
     """
 
     images: Tensor | None
@@ -170,13 +171,14 @@ class Batch:
     visible: Tensor
     replay: Tensor
     ids: tuple[str, ...]
+    progress: float = 0.0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         return Batch(
             None if self.images is None else self.images.to(device),
             None if self.features is None else tuple(feature.to(device) for feature in self.features),
-            self.masks.to(device), self.visible.to(device), self.replay.to(device), self.ids,
+            self.masks.to(device), self.visible.to(device), self.replay.to(device), self.ids, self.progress,
         )  # fmt: skip
 
 

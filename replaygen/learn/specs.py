@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from replaygen.errors import ModelError
 
 When = Literal["never", "after_base", "always"]
-_SMALL_FIELDS = ("kind", "widths", "depth", "freeze", "freeze_bn")
+_SMALL_FIELDS = ("kind", "widths", "freeze", "freeze_bn")
 HOW = ("log_every", "checkpoint_every", "checkpoint_seconds")
 _NOT_IDENTITY = {"weights", "sha256"}
 
@@ -27,8 +27,7 @@ class NetworkSpec(_Table):
     """
 
     kind: Literal["small", "deeplab"] = "small"
-    widths: tuple[int, ...] = Field(default=(32, 64, 96), description="small: channels at strides 2, 4, 8, ...")
-    depth: int = Field(default=1, ge=1, le=8, description="small: 3x3 convolutions a scale")
+    widths: tuple[int, ...] = Field(default=(24, 48, 64), description="small: channels at strides 2, 4, 8, ...")
     encoder: Literal["oplist", "transformers", "module"] = "oplist"
     weights: str | None = Field(
         default=None,
@@ -43,9 +42,12 @@ class NetworkSpec(_Table):
     preprocess: Literal["auto", "unit", "symmetric", "imagenet"] = "auto"
     output_stride: Literal[8, 16, 32] = 16
     taps: tuple[str, ...] = Field(default=(), description="encoder maps for the head: strides, or oplist keys")
-    head: Literal["deeplabv2", "light"] = "light"
-    rates: tuple[int, ...] = Field(default=(6, 12, 18, 24), description="deeplabv2: atrous rates")
-    width: int = Field(default=96, ge=4, description="light: channels of every decoder map")
+    project: int = Field(
+        default=0, ge=0, description="oplist: keep the last tap's first n directions of the list's own classifier"
+    )
+    head: Literal["deeplabv2", "light", "aspp"] = "light"
+    rates: tuple[int, ...] = Field(default=(6, 12, 18, 24), description="deeplabv2 and aspp: atrous rates")
+    width: int = Field(default=96, ge=4, description="light and aspp: channels of the head's maps")
     convs: int = Field(default=2, ge=1, le=8, description="light: convolutions after the taps are joined")
     separable: bool = Field(default=True, description="light: depthwise-separable convolutions, else plain 3x3")
     image_pooling: bool = Field(default=False, description="light: add the mean of the deepest tap everywhere")
@@ -121,9 +123,10 @@ class NetworkSpec(_Table):
 
     @property
     def used_taps(self) -> tuple[str, ...]:
-        """`taps`, or the head's default: stride 4 and the deepest for "light", the deepest alone for "deeplabv2"."""
+        """`taps`, or the head's default: strides 4 ("light") or 8 ("aspp") and the deepest; the deepest for "deeplabv2"."""
         deepest = str(self.output_stride)
-        return self.taps or (("4", deepest) if self.head == "light" else (deepest,))
+        finest = {"light": ("4",), "aspp": ("8",), "deeplabv2": ()}[self.head]
+        return self.taps or (*finest, deepest)
 
     def encoder_identity(self) -> dict[str, Any]:
         """What the features of a frozen encoder depend on: for the key of cached features, whatever the head."""
@@ -138,6 +141,7 @@ class NetworkSpec(_Table):
             "preprocess",
             "output_stride",
             "taps",
+            "project",
             "files",
         )
         return {name: told[name] for name in kept}
@@ -150,7 +154,7 @@ class NetworkSpec(_Table):
         """
         if self.kind == "small":
             return self.model_dump(mode="json", include=set(_SMALL_FIELDS))
-        told = self.model_dump(mode="json", exclude=_NOT_IDENTITY | (set(_SMALL_FIELDS) & {"widths", "depth"}))
+        told = self.model_dump(mode="json", exclude=_NOT_IDENTITY | {"widths"})
         complete = {"oplist": {"graph", "tensors"}, "module": {"code"}, "transformers": {"config"}}[self.encoder]
         if self.encoder == "transformers" and self.pretrained:
             complete = complete | {"tensors"}
@@ -173,6 +177,13 @@ class ViewSpec(_Table):
     crop: tuple[float, float] = (0.6, 1.0)
     flip: bool = True
     fresh: bool = False
+    jitter: float = Field(default=0.0, ge=0, lt=1, description="largest change of a crop's brightness and contrast")
+    label_size: int | None = Field(default=None, ge=4, description="side of the masks in training; default: size")
+
+    @property
+    def mask_size(self) -> int:
+        """Side of a view's mask, and of the logits that it is compared with."""
+        return self.label_size or self.size
 
     @model_validator(mode="after")
     def _crop_is_range(self) -> ViewSpec:
@@ -198,6 +209,8 @@ class FitOptions(_Table):
     power: float = Field(default=0.9, gt=0, description="poly's power")
     warmup: int = Field(default=0, ge=0, description="iterations of linear warm-up")
     background_weight: float = Field(default=1.0, gt=0, description="weight of background pixels in the loss")
+    background_weight_end: float | None = Field(default=None, gt=0, description="that it moves to, linearly")
+    shift: int = Field(default=0, ge=0, description="images only: largest cyclic shift of a whole batch, in pixels")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm; 0: no clipping")
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
     bf16: bool = Field(default=False, description="bfloat16 autocast on CUDA")

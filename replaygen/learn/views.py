@@ -31,7 +31,7 @@ def apply_view(
         mask: uint8 [H, W] or None; gets the very same transform, by nearest neighbour.
 
     Returns:
-        uint8 [S, S, 3], bilinear (anti-aliased where it shrinks), and uint8 [S, S] or None.
+        uint8 [S, S, 3], bilinear (anti-aliased where it shrinks), and uint8 [M, M] or None, M = spec.mask_size.
 
     Raises:
         DataError: image and mask differ in size.
@@ -47,15 +47,15 @@ def apply_view(
     box, mirrored = view_box(height, width, sample_id, v, spec)
     size = (spec.size, spec.size)
     made = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
-    square = made[:, ::-1] if mirrored else made
+    square = _jittered(made[:, ::-1] if mirrored else made, sample_id, v, spec.jitter)
     return np.ascontiguousarray(square), None if mask is None else apply_view_to_mask(mask, sample_id, v, spec)
 
 
 def apply_view_to_mask(mask: Mask8, sample_id: str, v: int, spec: ViewSpec) -> Mask8:
-    """The mask's part of `apply_view`, for samples whose image is not needed: uint8 [H, W] -> uint8 [S, S]."""
+    """The mask's part of `apply_view`, for samples whose image is not needed: uint8 [H, W] -> uint8 [M, M]."""
     height, width = mask.shape
     (left, top, right, bottom), mirrored = view_box(height, width, sample_id, v, spec)
-    centres = (np.arange(spec.size) + 0.5) / spec.size
+    centres = (np.arange(spec.mask_size) + 0.5) / spec.mask_size
     rows = np.minimum((top + centres * (bottom - top)).astype(np.int64), height - 1)
     columns = np.minimum((left + centres * (right - left)).astype(np.int64), width - 1)
     square = mask[rows[:, None], columns[None, :]]
@@ -68,11 +68,27 @@ def view_box(height: int, width: int, sample_id: str, v: int, spec: ViewSpec) ->
         raise ValueError(f"view {v} is negative")
     if v == 0:
         return (0.0, 0.0, float(width), float(height)), False
-    digest = hashlib.sha256(f"{sample_id}:{v}".encode()).digest()
-    draw = [int.from_bytes(digest[4 * i : 4 * i + 4], "big") / 2**32 for i in range(5)]
+    draw = _draw(sample_id, v)
     low, high = spec.crop
     share = low + (high - low) * draw[0]
     stretch = math.exp(_ASPECT * (draw[1] - 0.5))
     across, down = width * min(1.0, share * stretch), height * min(1.0, share / stretch)
     left, top = (width - across) * draw[2], (height - down) * draw[3]
     return (left, top, min(left + across, float(width)), min(top + down, float(height))), spec.flip and draw[4] < 0.5
+
+
+def _draw(sample_id: str, v: int) -> list[float]:
+    """Seven numbers in 0..1 that depend on the sample and the view only."""
+    digest = hashlib.sha256(f"{sample_id}:{v}".encode()).digest()
+    return [int.from_bytes(digest[4 * i : 4 * i + 4], "big") / 2**32 for i in range(7)]
+
+
+def _jittered(square: Image8, sample_id: str, v: int, jitter: float) -> Image8:
+    """Contrast around the mean, then brightness, each times a factor in 1 - jitter .. 1 + jitter; view 0 stays."""
+    if v == 0 or jitter == 0:
+        return square
+    contrast, brightness = (1 + jitter * (2 * share - 1) for share in _draw(sample_id, v)[5:])
+    mean = square.mean(dtype=np.float64)
+    changed = ((square.astype(np.float32) - mean) * contrast + mean) * brightness
+    made: Image8 = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    return made

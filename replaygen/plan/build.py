@@ -31,16 +31,13 @@ if TYPE_CHECKING:
 
 Inputs = list[tuple[str, str]]
 
-HEAD_FIELDS = {"head", "rates", "width", "convs", "separable", "image_pooling", "dropout", "freeze", "freeze_bn"}
-"""Fields of a network's identity that its encoder's features do not depend on."""
-
 
 @dataclass(frozen=True)
 class Opened:
     """What the recipe names, opened: nothing here was computed.
 
     Attributes:
-        network: the network's identity, weights by their sha256.
+        network: the network's identity, weights by their sha256; encoder: the part that its features depend on.
         where: what workers need to open the same things, and no key knows.
         rows: the recipe's rows with their method files.
     """
@@ -49,6 +46,7 @@ class Opened:
     scenario: Scenario
     photos: Mapping[str, FolderPhotos]
     network: dict[str, Any]
+    encoder: dict[str, Any]
     rows: Rows
     where: dict[str, Any]
 
@@ -85,10 +83,12 @@ class _Builder:
         self.scenario = opened.scenario
         self.built = Built()
         self.cached = recipe.network.freeze == "always" and not recipe.views.fresh
-        self.encoder = {name: value for name, value in opened.network.items() if name not in HEAD_FIELDS}
+        self.encoder = opened.encoder
+        self.views = recipe.views.model_dump(mode="json")
+        self.one_view = {**self.views, "count": 1}
         self.fit_where = {name: getattr(recipe.train.fit, name) for name in HOW}
         self.current_where = {name: opened.where[name] for name in ("data", "scenario", "network", "device")}
-        self.features: dict[str, list[str]] = {}
+        self.features: dict[str, Inputs] = {}
         self.photo_shards: dict[tuple[str, int], list[str]] = {}
 
     def build(self) -> Built:
@@ -131,13 +131,13 @@ class _Builder:
         opened, recipe, method = self.opened, self.recipe, row.method
         steps = range(len(self.scenario.steps)) if method.all_data else (k,)
         inputs: Inputs = [("previous", previous)] if previous is not None else []
-        if self.cached:
-            inputs += [("features", key) for step in steps for key in self._current_features(step)]
+        for step in steps:
+            inputs += self._step_features(step)
         inputs += [("labels", key) for key in relabelled] + [("replay", key) for key in replay_sets]
         params = {
             "method": method.digest, "trainer": method.name, "options": row.own, "fit": row.fit, "step": k,
             "all_data": method.all_data, "dataset": opened.dataset.digest, "scenario": self.scenario.digest,
-            "network": opened.network, "views": recipe.views.model_dump(mode="json"), "threads": recipe.threads,
+            "network": opened.network, "views": self.views, "threads": recipe.threads,
         }  # fmt: skip
         task = TrainStage.task(
             params, inputs=inputs, seed=seed, slot=f"train/{chain}/step{k}",
@@ -155,7 +155,7 @@ class _Builder:
         self.built.add(
             EvaluateStage.task(
                 params,
-                inputs=[("model", model)],
+                inputs=[("model", model), *self._features_of("evaluated", ids, self.one_view)],
                 slot=f"evaluate/{chain}/step{k}",
                 where=self.current_where,
                 requested=len(ids),
@@ -183,31 +183,37 @@ class _Builder:
         for i, start in enumerate(range(0, len(ids), self.recipe.shard)):
             yield i, tuple(ids[start : start + self.recipe.shard])
 
-    def _current_features(self, k: int) -> list[str]:
-        slot = f"features/current/step{k}"
-        if slot not in self.features:
-            self.features[slot] = []
-            for i, ids in self._slices(self.scenario.steps[k].ids):
+    def _step_features(self, k: int) -> Inputs:
+        return self._features_of(f"current/step{k}", self.scenario.steps[k].ids, self.views)
+
+    def _features_of(self, name: str, ids: Sequence[str], views: Mapping[str, Any]) -> Inputs:
+        """Cached features of some of the data set's images, a task a slice; none where the encoder learns."""
+        if not self.cached:
+            return []
+        if name not in self.features:
+            self.features[name] = []
+            for i, part in self._slices(ids):
                 params = {
-                    "dataset": self.opened.dataset.digest, "ids": list(ids), "network": self.encoder,
-                    "views": self.recipe.views.model_dump(mode="json"), "threads": self.recipe.threads,
+                    "dataset": self.opened.dataset.digest, "ids": list(part), "network": self.encoder,
+                    "views": views, "threads": self.recipe.threads,
                 }  # fmt: skip
                 task = CurrentFeatureStage.task(
-                    params, slot=f"{slot}/{i:04d}", where=self.current_where, requested=len(ids)
+                    params, slot=f"features/{name}/{i:04d}", where=self.current_where, requested=len(part)
                 )
-                self.features[slot].append(self.built.add(task))
-        return self.features[slot]
+                self.features[name].append(("features", self.built.add(task)))
+        return self.features[name]
 
     def _relabel(self, k: int, model: str, chain: str) -> list[str]:
         keys = []
         for i, ids in self._slices(self.scenario.steps[k].ids):
             params = {
                 "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
-                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip or self.recipe.flip,
+                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip,
                 "size": self.recipe.views.size, "threads": self.recipe.threads,
             }  # fmt: skip
+            features = self._step_features(k)[i : i + 1]
             task = RelabelStage.task(
-                params, inputs=[("model", model)], slot=f"relabel/{chain}/step{k}/{i:04d}",
+                params, inputs=[("model", model), *features], slot=f"relabel/{chain}/step{k}/{i:04d}",
                 where=self.current_where, requested=len(ids),
             )  # fmt: skip
             keys.append(self.built.add(task))
@@ -236,7 +242,7 @@ class _Builder:
         self, source: str, table: ReplayTable, channel: int, slot: str, images: Sequence[str], labels: Sequence[str]
     ) -> str:
         name = self.scenario.names[channel]
-        features = self._replay_features(source, name, images) if self.cached and self.opened.rows.rows else []
+        features = self._replay_features(source, name, images) if self.opened.rows.rows else []
         roles = (("images", images), ("labels", labels), ("features", features))
         task = ReplayStage.task(
             {"source": source, "class_name": name, "channel": channel, "wanted": table.count},
@@ -293,24 +299,24 @@ class _Builder:
         name = self.scenario.names[channel]
         params = {
             "class_name": name, "channel": channel, "restrict": table.label, "unsure": table.unsure,
-            "min_share": table.min_share, "flip": self.recipe.flip, "size": self.recipe.views.size,
+            "min_share": table.min_share, "flip": table.flip, "size": self.recipe.views.size,
             "threads": self.recipe.threads,
         }  # fmt: skip
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
+        features = [("features", key) for key in self._replay_features(source, name, images)]
         keys = []
         for i, image in enumerate(images):
             task = LabelStage.task(
-                params, inputs=[("images", image), ("model", model)], where=where,
+                params, inputs=[("images", image), ("model", model), *features[i : i + 1]], where=where,
                 slot=f"label/{source}/{labeled_by}/{name}/{i:04d}", requested=self.built.tasks[image].requested,
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
 
     def _replay_features(self, source: str, name: str, images: Sequence[str]) -> list[str]:
-        params = {
-            "network": self.encoder, "views": self.recipe.views.model_dump(mode="json"),
-            "threads": self.recipe.threads,
-        }  # fmt: skip
+        if not self.cached:
+            return []
+        params = {"network": self.encoder, "views": self.views, "threads": self.recipe.threads}
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
         keys = []
         for i, image in enumerate(images):

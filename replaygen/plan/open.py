@@ -12,6 +12,7 @@ from replaygen.plan.rows import resolve_rows
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.learn.specs import NetworkSpec
 
 
 def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Path) -> Opened:
@@ -47,12 +48,13 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
             assert table.path is not None
             root = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
             photos[name] = FolderPhotos(root, cache_dir)
-    network, network_where = _network(recipe, path=path, workspace=workspace)
+    spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     return Opened(
-        dataset=dataset, scenario=scenario, photos=photos, network=network,
+        dataset=dataset, scenario=scenario, photos=photos,
+        network=spec.identity(), encoder=spec.encoder_identity() if spec.kind != "small" else {},
         rows=resolve_rows(recipe, workspace=workspace, where=str(path)),
-        where={"data": data, "scenario": cut, "network": network_where, "device": recipe.run.device},
+        where={"data": data, "scenario": cut, "network": spec.model_dump(mode="json", exclude_unset=True), "device": recipe.run.device},
     )  # fmt: skip
 
 
@@ -68,12 +70,12 @@ def scenario_arguments(recipe: RecipeTable) -> dict[str, Any]:
     }
 
 
-def _network(recipe: RecipeTable, *, path: Path, workspace: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _network(recipe: RecipeTable, *, path: Path, workspace: Path) -> NetworkSpec:
     spec = recipe.network
     if spec.weights is not None:
         weights = expand_path(spec.weights, workspace=workspace, where=str(path))
         spec = spec.model_copy(update={"weights": str(weights)})
-    return spec.identity(), spec.model_dump(mode="json", exclude_unset=True)
+    return spec.pinned()
 
 
 def _check_split(recipe: RecipeTable, dataset: SegmentationDataset) -> None:

@@ -57,6 +57,7 @@ class ReplayTable(Table):
     label: Literal["query", "step", "seen"] = "query"
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    flip: bool = Field(default=False, description="label with the mean of the image and its mirror image")
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> ReplayTable:
@@ -77,7 +78,7 @@ class MethodTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,60}$")
     trainer: str
     replay: str | None = None
     inpaint: bool | None = None
@@ -113,7 +114,7 @@ class RecipeTable(Table):
     views: ViewSpec = Field(default_factory=ViewSpec)
     replay: dict[str, ReplayTable] = Field(default_factory=dict)
     relabel: RelabelTable = Field(default_factory=RelabelTable)
-    flip: bool = Field(default=False, description="label and evaluate with the mean of the image and its mirror image")
+    flip: bool = Field(default=False, description="evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
     method: tuple[MethodTable, ...] = ()
     run: RunTable = Field(default_factory=RunTable)

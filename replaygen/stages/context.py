@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from replaygen.stages.base import Inputs
 from replaygen.store import Record
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from replaygen.datasets import SegmentationDataset
-    from replaygen.learn import NetworkSpec, SegNet
+    from replaygen.learn import FeatureFile, NetworkSpec, SegNet
     from replaygen.scenario import Scenario
 
 
@@ -102,3 +104,27 @@ def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
         _models.clear()
         _models[name] = (net.to(device).eval(), info)
     return _models[name]
+
+
+class Features:
+    """Cached features of some shards, read view by view from the objects themselves; false where there are none."""
+
+    def __init__(self, inputs: Inputs, digests: Iterable[str]) -> None:
+        from replaygen.learn import FeatureFile
+
+        self._of: dict[str, FeatureFile] = {}
+        for digest in digests:
+            file = FeatureFile(inputs.open_object(digest))
+            self._of.update(dict.fromkeys(file.ids, file))
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Features:
+        """Those of a task's inputs that play the role "features"."""
+        return cls(inputs, [record.output("features.safetensors").digest for record in inputs.records("features")])
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def read(self, sample: str, view: int) -> tuple[Tensor, ...]:
+        """float16 [D, h, w] for each tap of one view of a sample."""
+        return self._of[sample].read(sample, view)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from replaygen.stages.base import Inputs, Out, Stage
-from replaygen.stages.context import open_current, open_model
+from replaygen.stages.context import Features, open_current, open_model
 
 if TYPE_CHECKING:
     from replaygen.datasets import SegmentationDataset
@@ -56,25 +56,27 @@ class EvaluateStage(Stage[EvaluateParams]):
         names = scenario.names[: 1 + len(step.seen)]
         table = scenario.eval_table(params.step, params.protocol)
         ids = scenario.holdout_ids if params.holdout else dataset.split(params.split)
+        features = Features.of(inputs)
         shown = choose_examples(dataset, scenario, ids)
         confusion, examples = Confusion(len(names)), []
         for key in ids:
             image, truth = dataset.image(key), scenario.apply(table, dataset.mask(key))
-            predicted = predict_probabilities(net, image, params.size, flip=params.flip).argmax(0).astype("uint8")
+            seen = features.read(sample_id(key), 0) if features else image
+            likely = predict_probabilities(net, seen, params.size, shape=image.shape[:2], flip=params.flip)
+            predicted = likely.argmax(0).astype("uint8")
             confusion.update(predicted, truth)
             out.accept()
             if key in shown:
                 members = {"png": encode_png(image), "true.png": encode_png(truth), "pred.png": encode_png(predicted)}
                 examples.append((sample_id(key), members))
         joint = bool(info.get("all_data"))
-        old = () if joint else step.old
         out.put_json(
             "result.json",
             {
                 "names": list(names), "step": params.step, "new": list(step.new), "old": list(step.old),
                 "metrics": summarise(confusion.matrix, step, names), "matrix": confusion.matrix.tolist(),
                 "images": len(ids), "split": "holdout" if params.holdout else params.split,
-                "trained_together": not old and joint,
+                "trained_together": joint,
             },
         )  # fmt: skip
         out.shard("examples", examples)

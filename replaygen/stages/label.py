@@ -8,7 +8,7 @@ from typing import Literal
 
 from replaygen.errors import DataError
 from replaygen.stages.base import Inputs, Out, Stage
-from replaygen.stages.context import open_current, open_model
+from replaygen.stages.context import Features, open_current, open_model
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ class LabelStage(Stage[LabelParams]):
 
         model_record = inputs.record("model")
         net, info = open_model(inputs, model_record)
+        features = Features.of(inputs)
         shard = inputs.shard(inputs.record("images"), "images")
         items = []
         for sample, members in shard:
             image = decode_image(members["png"] if "png" in members else members["jpg"], where=sample)
-            probabilities = predict_probabilities(net, image, size=params.size, flip=params.flip)
+            seen = features.read(sample, 0) if features else image
+            probabilities = predict_probabilities(net, seen, params.size, shape=image.shape[:2], flip=params.flip)
             label = label_photo(
                 probabilities, params.channel, restrict=params.restrict,
                 step_channels=tuple(info["new"]), unsure=params.unsure,
@@ -109,6 +111,7 @@ class RelabelStage(Stage[RelabelParams]):
         dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
         model_record = inputs.record("model")
         net, _ = open_model(inputs, model_record)
+        features = Features.of(inputs)
         step = scenario.steps[params.step]
         table = scenario.step_table(params.step)
         items = []
@@ -117,7 +120,8 @@ class RelabelStage(Stage[RelabelParams]):
             current = scenario.apply(table, dataset.mask(image_id))
             if current.shape != image.shape[:2]:
                 raise DataError("image and mask differ in size", where=f"{dataset.root}: {image_id}")
-            probabilities = predict_probabilities(net, image, size=params.size, flip=params.flip)
+            seen = features.read(sample_id(image_id), 0) if features else image
+            probabilities = predict_probabilities(net, seen, params.size, shape=image.shape[:2], flip=params.flip)
             mask = inpaint_background(probabilities, current, old=step.old, unsure=params.unsure)
             told = {"visible": list(step.seen), "scores": {}, "labeler": model_record.key, "id": image_id}
             items.append(

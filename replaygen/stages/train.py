@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import ModelError
 from replaygen.stages.base import Inputs, Out, Stage
-from replaygen.stages.context import device_of, network_spec, open_current
+from replaygen.stages.context import Features, device_of, network_spec, open_current
 
 if TYPE_CHECKING:
     from replaygen.datasets import SegmentationDataset
     from replaygen.learn import Checkpoint, Item, Samples, ViewSpec
-    from replaygen.learn.samples import Features
     from replaygen.sample import Image8, Mask8
     from replaygen.scenario import Scenario
     from replaygen.store import Shard
@@ -119,7 +119,8 @@ def _current_items(
     table = scenario.full_table() if params.all_data else scenario.step_table(params.step)
     visible = scenario.step(params.step).seen if params.all_data else scenario.visible(params.step)
     relabelled = _Shards(inputs, "labels", "labels")
-    features = _Features(inputs.records("features"), inputs)
+    features = Features.of(inputs)
+    rarest = _rarest(dataset, scenario, [key for k in steps for key in scenario.step(k).ids])
     seen: set[str] = set()
     for k in steps:
         for key in scenario.step(k).ids:
@@ -131,10 +132,10 @@ def _current_items(
             if shard is not None:
                 told = json.loads(shard.read(sample, "label.json"))
                 yield _item(sample, tuple(told["visible"]), False, _image(dataset, key), _label(shard, sample),
-                            features, views)  # fmt: skip
+                            features, views, rarest[key])  # fmt: skip
             else:
                 yield _item(sample, visible, False, _image(dataset, key), _truth(dataset, scenario, key, table),
-                            features, views)  # fmt: skip
+                            features, views, rarest[key])  # fmt: skip
 
 
 def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
@@ -145,7 +146,7 @@ def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
         for part in manifest["shards"]:
             images = Shard(inputs.read_object(part["images"]), inputs.read_object(part["images_index"]))
             labels = Shard(inputs.read_object(part["labels"]), inputs.read_object(part["labels_index"]))
-            features = _Features([part["features"]] if "features" in part else [], inputs)
+            features = Features(inputs, [part["features"]] if "features" in part else [])
             for sample in labels.ids:
                 told = json.loads(labels.read(sample, "label.json"))
                 yield _item(sample, tuple(told["visible"]), True, _stored(images, sample), _label(labels, sample),
@@ -154,7 +155,7 @@ def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
 
 def _item(
     sample: str, visible: tuple[int, ...], replay: bool, image: Callable[[], Image8], mask: Callable[[], Mask8],
-    features: _Features, views: ViewSpec, group: int | None = None,
+    features: Features, views: ViewSpec, group: int | None = None,
 ) -> Item:  # fmt: skip
     from replaygen.learn import feature_item, image_item
 
@@ -197,22 +198,10 @@ class _Shards:
         return self._of.get(sample)
 
 
-class _Features:
-    """Features of some shards, read view by view from the objects themselves."""
-
-    def __init__(self, sources: list[Any], inputs: Inputs) -> None:
-        from replaygen.learn import FeatureFile
-
-        digests = [
-            source if isinstance(source, str) else source.output("features.safetensors").digest for source in sources
-        ]
-        self._of = {}
-        for digest in digests:
-            file = FeatureFile(inputs.open_object(digest))
-            self._of.update(dict.fromkeys(file.ids, file))
-
-    def __bool__(self) -> bool:
-        return bool(self._of)
-
-    def read(self, sample: str, view: int) -> Features:
-        return self._of[sample].read(sample, view)
+def _rarest(dataset: SegmentationDataset, scenario: Scenario, ids: Sequence[str]) -> dict[str, int]:
+    """For each image the channel of its rarest scenario class, 0 where it has none: what it stands for in balance."""
+    present = dataset.present(ids)
+    channel_of = {raw: channel for channel, raw in enumerate(scenario.raw, start=1)}
+    held = {key: [channel_of[raw] for raw in present[key] if raw in channel_of] for key in ids}
+    counts = Counter(channel for channels in held.values() for channel in channels)
+    return {key: min(channels, key=lambda c: (counts[c], c), default=0) for key, channels in held.items()}

@@ -268,9 +268,7 @@ class _Builder:
             keys = []
             for i, start in enumerate(range(0, len(files), self.recipe.shard)):
                 part = files[start : start + self.recipe.shard]
-                params = {
-                    "class_name": name, "files": part, "max_side": table.max_side, "min_side": table.min_side,
-                }  # fmt: skip
+                params = {"class_name": name, "files": part, "max_side": table.max_side}
                 task = PhotoStage.task(params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part))
                 keys.append(self.built.add(task))
             self.photo_shards[source, channel] = keys

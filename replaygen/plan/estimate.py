@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from replaygen.errors import StoreError
+from replaygen.stages import stage_of
 from replaygen.stages.base import Task
 from replaygen.store import Store
 from replaygen.store.fsops import replace_file
@@ -35,16 +36,19 @@ class Estimate:
 
 def estimate(tasks: Iterable[Task], store: Store, workers: int) -> Estimate:
     """Expected cost of tasks that are to run."""
-    from replaygen.stages import stage_of
-
     measured = read_statistics(Path(store.root))
     seconds, disk = 0.0, 0.0
     for task in tasks:
-        stage = stage_of(task.stage)
+        seconds += seconds_of(task, measured)
         about = measured.get(task.stage, {})
-        seconds += task.requested * float(about.get("seconds", stage.seconds_per_sample))
-        disk += task.requested * float(about.get("bytes", stage.bytes_per_sample))
+        disk += task.requested * float(about.get("bytes", stage_of(task.stage).bytes_per_sample))
     return Estimate(seconds / max(1, workers), int(disk), 0)
+
+
+def seconds_of(task: Task, measured: Mapping[str, Mapping[str, float]]) -> float:
+    """Expected seconds of one task."""
+    guess = stage_of(task.stage).seconds_per_sample
+    return task.requested * float(measured.get(task.stage, {}).get("seconds", guess))
 
 
 def read_statistics(root: Path) -> Mapping[str, Mapping[str, float]]:

@@ -47,7 +47,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         if table.source == "folder":
             assert table.path is not None
             root = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
-            photos[name] = FolderPhotos(root, cache_dir)
+            photos[name] = FolderPhotos(root, cache_dir, min_side=table.min_side or None)
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     return Opened(

@@ -49,10 +49,10 @@ class ReplayTable(Table):
     path: str | None = None
     folders: dict[str, str] = Field(default_factory=dict, description="class name -> folder name, where they differ")
     count: int = Field(default=150, ge=1, description="samples wanted per class")
-    oversample: float = Field(default=1.0, ge=1.0)
+    oversample: float = Field(default=1.0, ge=1.0, description="look at count x this many; what is too many is left")
     seed: int = 0
     max_side: int | None = Field(default=256, ge=16)
-    min_side: int = Field(default=0, ge=0)
+    min_side: int = Field(default=0, ge=0, description="photos whose shorter side has fewer pixels are left out")
     only: tuple[str, ...] | None = Field(default=None, description="classes to make replay for; default: all it has")
     label: Literal["query", "step", "seen"] = "query"
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)

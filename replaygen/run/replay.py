@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class ReplaySet:
         for shard in self.manifest["shards"]:
             images = Shard(self.store.read(shard["images"]), self.store.read(shard["images_index"]))
             labels = Shard(self.store.read(shard["labels"]), self.store.read(shard["labels_index"]))
-            for sample, members in labels:
+            for sample, members in itertools.islice(labels, shard["samples"]):
                 extension = "png" if "png" in images.extensions(sample) else "jpg"
                 yield ReplaySample(
                     sample,

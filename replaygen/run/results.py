@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class StepResult:
         metrics: percent: all, old, new, background, old_without_background, per_class {name: IoU}, ...
         matrix: confusion counts [true][predicted] over the channels.
         train_seconds: what the step's training took.
+        together: all classes were trained at once (joint), so there is no earlier step.
     """
 
     method: str
@@ -34,6 +35,7 @@ class StepResult:
     matrix: list[list[int]]
     images: int
     train_seconds: float
+    together: bool = False
 
     def rate(self, true: str, predicted: str) -> float:
         """Share in percent of the true pixels of one class that were predicted as another."""
@@ -64,7 +66,7 @@ class RunResult:
     def of(self, method: str, seed: int) -> tuple[StepResult, ...]:
         """A method's evaluations of one seed, by step; the shared step 0 stands first where the method used it."""
         found = [step for step in self.steps if step.method == method and step.seed == seed]
-        if found and found[0].step == 1:
+        if found and found[0].step == 1 and not found[0].together:
             found = [step for step in self.steps if step.method == "base" and step.seed == seed] + found
         return tuple(sorted(found, key=lambda step: step.step))
 
@@ -139,6 +141,7 @@ def _evaluations(plan: Plan) -> Iterator[StepResult]:
             method=method, seed=int(seed.removeprefix("seed")), step=int(step.removeprefix("step")),
             names=tuple(told["names"]), new=tuple(told["new"]), old=tuple(told["old"]), metrics=told["metrics"],
             matrix=told["matrix"], images=told["images"], train_seconds=trained.seconds if trained else 0.0,
+            together=bool(told["trained_together"]),
         )  # fmt: skip
 
 
@@ -149,12 +152,11 @@ def table(result: RunResult) -> str:
     rows = [["method", "old", "new", "all", "background", "gap closed", "train s"]]
     for method in result.methods():
         last = result.last(method)
-        old = "-" if last[0].metrics["old"] is None else _spread(result.mean(method, "old"))
         closed = result.gap_closed(method)
         seconds = sum(step.train_seconds for seed in result.seeds() for step in result.of(method, seed))
         rows.append([
-            method, old, _spread(result.mean(method, "new")), _spread(result.mean(method, "all")),
-            f"{statistics.fmean(float(step.metrics['background']) for step in last):.1f}",
+            method, _percent(last, "old"), _percent(last, "new"), _percent(last, "all"),
+            _percent(last, "background"),
             f"{statistics.fmean(closed):.0f} %" if closed else "-",
             f"{seconds / max(1, len(last)):.0f}",
         ])  # fmt: skip
@@ -167,6 +169,13 @@ def table(result: RunResult) -> str:
         lines.append("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                                for i, (cell, width) in enumerate(zip(row, widths, strict=True))))  # fmt: skip
     return "\n".join(lines)
+
+
+def _percent(last: Sequence[StepResult], metric: str) -> str:
+    values = [float(step.metrics[metric]) for step in last if step.metrics[metric] is not None]
+    if not values:
+        return "-"
+    return _spread((statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0))
 
 
 def _spread(value: tuple[float, float]) -> str:

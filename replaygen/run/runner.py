@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import StoreError, TaskError
 from replaygen.plan import Plan, Task
+from replaygen.plan.estimate import read_statistics, seconds_of, write_statistics
 from replaygen.plan.status import statuses
 from replaygen.run.execute import Outcome, root_of
 from replaygen.run.executors import Executor, Inline, OnDask, local_client
@@ -192,7 +193,7 @@ class _Round:
     def __init__(self, plan: Plan, executor: Executor, progress: Progress, tally: Tally, number: int) -> None:
         self.plan, self.executor, self.progress, self.tally = plan, executor, progress, tally
         self.number = number
-        self.order = {key: i for i, key in enumerate(plan.tasks)}
+        self.order = _order(plan, together=executor.slots > 1)
         self.status = statuses(plan.store, plan.tasks)
         self.tries: Counter[str] = Counter()
         self.failures: dict[str, BaseException] = {}
@@ -202,8 +203,8 @@ class _Round:
         self.stopped = False
         self.dependents: dict[str, list[str]] = {}
         self.missing: dict[str, int] = {}
-        self.ready: list[tuple[int, str]] = []
-        self.held: list[tuple[int, str]] = []
+        self.ready: list[tuple[tuple[float, int], str]] = []
+        self.held: list[tuple[tuple[float, int], str]] = []
 
     def run(self) -> bool:
         """True when every task that can be done is done; False when an input must be rebuilt first."""
@@ -294,10 +295,22 @@ class _Round:
         ) from error  # fmt: skip
 
 
+def _order(plan: Plan, *, together: bool) -> dict[str, tuple[float, int]]:
+    """Key -> place in the queue: plan order; where tasks run together, those with the longest way to the end first."""
+    place = {key: i for i, key in enumerate(plan.tasks)}
+    if not together:
+        return {key: (0.0, i) for key, i in place.items()}
+    measured = read_statistics(plan.store.root)
+    way: dict[str, float] = {}
+    for key, task in reversed(plan.tasks.items()):
+        way[key] = way.get(key, 0.0) + seconds_of(task, measured)
+        for _, source in task.inputs:
+            way[source] = max(way.get(source, 0.0), way[key])
+    return {key: (-way[key], i) for key, i in place.items()}
+
+
 def _remember(plan: Plan, tally: Tally) -> None:
     """Keep what each stage took, for the next plan's estimate; a cache, so nothing depends on it."""
-    from replaygen.plan.estimate import write_statistics
-
     told = {
         name: {"seconds": stage.seconds / stage.planned, "bytes": stage.bytes / stage.planned}
         for name, stage in tally.stages.items()

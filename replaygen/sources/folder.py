@@ -6,13 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from replaygen.classes import slug
 from replaygen.sample import decode_image, encode_jpeg, encode_png
-
-if TYPE_CHECKING:
-    from replaygen.sample import Image8
 
 
 def candidates(
@@ -39,13 +35,11 @@ def photo_id(class_name: str, sha256: str) -> str:
     return f"{slug(class_name)}-{sha256[:16]}"
 
 
-def photo_sample(
-    data: bytes, *, class_name: str, name: str, sha256: str, max_side: int | None
-) -> tuple[dict[str, bytes], Image8]:
+def photo_sample(data: bytes, *, class_name: str, name: str, sha256: str, max_side: int | None) -> dict[str, bytes]:
     """Decode a photo once and encode it as it will be stored: PNG stays lossless, all else JPEG quality 95.
 
     Returns:
-        the shard members {extension: bytes}, and the decoded image uint8 [H, W, 3] before it was encoded.
+        the shard members {extension: bytes}.
 
     Raises:
         DataError: the bytes are no readable image.
@@ -57,4 +51,4 @@ def photo_sample(
         "height": int(image.shape[0]), "width": int(image.shape[1]),
     }  # fmt: skip
     encoded = {"png": encode_png(image)} if lossless else {"jpg": encode_jpeg(image)}
-    return {**encoded, "json": json.dumps(about, sort_keys=True).encode()}, image
+    return {**encoded, "json": json.dumps(about, sort_keys=True).encode()}

@@ -19,7 +19,10 @@ class ReplayParams:
 
 
 class ReplayStage(Stage[ReplayParams]):
-    """All shards of a class -> manifest.json: [{images, images_index, labels, labels_index, features?, samples}]."""
+    """All shards of a class -> manifest.json: [{images, images_index, labels, labels_index, features?, samples}].
+
+    `samples` is how many of a shard's labelled samples belong to the set, the first in the order of their ids.
+    """
 
     name = "replay"
     version = 1
@@ -32,7 +35,10 @@ class ReplayStage(Stage[ReplayParams]):
         images, labels, features = (inputs.records(role) for role in ("images", "labels", "features"))
         shards: list[dict[str, Any]] = []
         for i, (image_record, label_record) in enumerate(zip(images, labels, strict=True)):
-            samples = label_record.output("labels.tar").samples
+            labelled = label_record.output("labels.tar").samples
+            samples = min(labelled, params.wanted - sum(shard["samples"] for shard in shards))
+            for _ in range(labelled - samples):
+                out.reject(f"shard-{i}", "more-than-wanted")
             shard: dict[str, Any] = {
                 "images": image_record.output("images.tar").digest,
                 "images_index": image_record.output("images.index.json").digest,

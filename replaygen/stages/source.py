@@ -15,12 +15,11 @@ from replaygen.stages.context import open_current
 
 @dataclass(frozen=True)
 class PhotoParams:
-    """files: [[relative name, sha256], ...] of the slice; max_side in pixels; min_side: smaller photos are refused."""
+    """files: [[relative name, sha256], ...] of the slice; max_side: larger photos are shrunk to it, in pixels."""
 
     class_name: str
     files: tuple[tuple[str, str], ...]
     max_side: int | None
-    min_side: int
 
 
 class PhotoStage(Stage[PhotoParams]):
@@ -51,14 +50,11 @@ class PhotoStage(Stage[PhotoParams]):
                     "a photo changed after the plan was made", where=str(root / name), hint="run the plan again"
                 )
             try:
-                members, image = photo_sample(
+                members = photo_sample(
                     data, class_name=params.class_name, name=name, sha256=sha256, max_side=params.max_side
                 )
             except DataError:
                 out.reject(sample, "unreadable")
-                continue
-            if min(image.shape[:2]) < params.min_side:
-                out.reject(sample, "too-small")
                 continue
             items.append((sample, members))
             out.accept()

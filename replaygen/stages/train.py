@@ -147,7 +147,7 @@ def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
             images = Shard(inputs.read_object(part["images"]), inputs.read_object(part["images_index"]))
             labels = Shard(inputs.read_object(part["labels"]), inputs.read_object(part["labels_index"]))
             features = Features(inputs, [part["features"]] if "features" in part else [])
-            for sample in labels.ids:
+            for sample in labels.ids[: part["samples"]]:
                 told = json.loads(labels.read(sample, "label.json"))
                 yield _item(sample, tuple(told["visible"]), True, _stored(images, sample), _label(labels, sample),
                             features, views, group=manifest["channel"])  # fmt: skip

@@ -71,7 +71,7 @@ def label_photo(
 def inpaint_background(
     probabilities: Probabilities, current: Mask8, *, old: tuple[int, ...], unsure: float = 0.0
 ) -> Mask8:
-    """RECALL's background inpainting: Y where Y is a class of the step, else argmax over background and the old classes.
+    """RECALL's background inpainting: Y where Y is a class of the step, else what the previous model sees there.
 
     Y_bi = Y where Y in C_k, else argmax_{c in {bg} + C_0:k-1} M_{k-1}(X)_c. Void (255) stays void.
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -30,13 +30,27 @@ class ReplayShard:
     """The image shard and the label shard of some replay samples, and the features of their views where cached.
 
     A label's ids are among the image's; images without a label were rejected and are left out. `group` is the channel
-    that the samples were made for; None: the first visible class of each label.
+    that the samples were made for; None: the first visible class of each label. `take`: how many of the labels belong
+    to the set, the first in the order of their ids; None: all.
     """
 
     images: Shard
     labels: Shard
     features: FeatureFile | None = None
     group: int | None = None
+    take: int | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The samples that belong to the set."""
+        return self.labels.ids[: self.take]
+
+
+class HasShards(Protocol):
+    """A replay set, as a run leaves it."""
+
+    def shards(self) -> Iterable[ReplayShard]:
+        """Its shards, in order."""
 
 
 def replay_items(shards: Iterable[ReplayShard], views: ViewSpec, prefix: str = "replay-") -> list[Item]:
@@ -50,7 +64,7 @@ def replay_items(shards: Iterable[ReplayShard], views: ViewSpec, prefix: str = "
     return [
         _item(shard, sample_id, views, f"{prefix}{number}-{sample_id}")
         for number, shard in enumerate(shards)
-        for sample_id in shard.labels.ids
+        for sample_id in shard.ids
     ]
 
 
@@ -99,7 +113,7 @@ class ReplayBuffer(Dataset[tuple[Tensor, Tensor, Tensor]]):
     its background. `torch.utils.data.DataLoader` collates these as they are.
 
     Args:
-        shards: replay shards, or a mapping from class name to them.
+        shards: replay shards, or a mapping from class name to a replay set (`run.replay`) or its shards.
         size: S, in pixels.
         channels: C; one more than the highest visible class by default.
         views: crops to choose from by `set_round`, instead of the whole image; its size wins over `size`.
@@ -110,14 +124,15 @@ class ReplayBuffer(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(
         self,
-        shards: Iterable[ReplayShard] | Mapping[str, Iterable[ReplayShard]],
+        shards: Iterable[ReplayShard] | Mapping[str, HasShards | Iterable[ReplayShard]],
         size: int = 64,
         *,
         channels: int | None = None,
         views: ViewSpec | None = None,
         ram_limit: int = 2 * 2**30,
     ) -> None:
-        flat = [shard for group in shards.values() for shard in group] if isinstance(shards, Mapping) else list(shards)
+        groups = shards.values() if isinstance(shards, Mapping) else [shards]
+        flat = [shard for group in groups for shard in _shards_of(group)]
         self.views = views or ViewSpec(size=size)
         self.samples = Samples(replay_items(flat, self.views), ram_limit)
         if not len(self.samples):
@@ -147,3 +162,7 @@ class ReplayBuffer(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def classes(self) -> torch.Tensor:
         """int64 [N]: the class each sample was made for, as for a class-balanced sampler."""
         return torch.tensor([item.balance_class for item in self.samples.items])
+
+
+def _shards_of(group: HasShards | Iterable[ReplayShard]) -> Iterable[ReplayShard]:
+    return group if isinstance(group, Iterable) and not hasattr(group, "shards") else group.shards()

@@ -17,9 +17,6 @@ class Classifier(nn.Conv2d):
 
     def __init__(self, width: int, channels: int, kernel: int = 1, dilation: int = 1) -> None:
         super().__init__(width, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation)
-        nn.init.normal_(self.weight, std=0.01)
-        assert self.bias is not None
-        nn.init.zeros_(self.bias)
 
     def grow(self, channels: int, init: Init, share: float = 1.0) -> None:
         """Add rows for new classes; the old rows stay, but for the background's bias with "balanced".
@@ -32,9 +29,8 @@ class Classifier(nn.Conv2d):
         assert self.bias is not None
         with torch.no_grad():
             weight, bias = self.weight.data, self.bias.data
-            rows = torch.empty(new, *weight.shape[1:], dtype=weight.dtype)
-            nn.init.normal_(rows, std=0.01)  # on the CPU, so the numbers depend on no device
-            rows, offsets = rows.to(weight.device), torch.zeros(new, dtype=bias.dtype, device=bias.device)
+            fresh = nn.Conv2d(self.in_channels, new, self.kernel_size[0])  # on the CPU: the numbers depend on no device
+            rows, offsets = fresh.weight.data.to(weight), fresh.bias.data.to(bias)  # type: ignore[union-attr]
             if init == "balanced":
                 rows = weight[:1].expand_as(rows)
                 bias = bias.clone()
@@ -91,6 +87,17 @@ class LightHead(nn.Module):
         return logits
 
 
+class InputNorm(nn.BatchNorm2d):
+    """Normalises a tap by its own statistics, which are learnt at step 0 and fixed from then on.
+
+    Later steps mix current and replay images; statistics that followed each mixture would not fit the images that
+    the model is asked about.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+
 class AsppHead(nn.Module):
     """A head for cached features: an atrous pyramid on the coarse maps, one step up to the finest, a linear classifier.
 
@@ -102,7 +109,7 @@ class AsppHead(nn.Module):
     def __init__(self, widths: tuple[int, ...], channels: int, *, width: int, rates: tuple[int, ...], dropout: float):
         super().__init__()
         half = width // 2
-        self.normalise = nn.ModuleList(nn.BatchNorm2d(tap, affine=False) for tap in widths)
+        self.normalise = nn.ModuleList(InputNorm(tap) for tap in widths)
         self.join = conv_bn_relu(sum(widths[1:]), width, 1)
         self.atrous = nn.ModuleList(conv_bn_relu(width, half, 3, dilation=rate) for rate in rates)
         self.mean = nn.Linear(width, half)

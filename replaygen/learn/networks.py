@@ -13,6 +13,7 @@ from replaygen.learn.heads import (
     Classifier,
     DeepLabV2Head,
     Init,
+    InputNorm,
     LightHead,
     SmallEncoder,
     TopDownHead,
@@ -63,6 +64,10 @@ class SegNet(nn.Module):
         super().train(mode)
         if mode and self.frozen_encoder:
             self.encoder.eval()
+        if mode and self.step > 0:
+            for module in self.modules():
+                if isinstance(module, InputNorm):
+                    module.eval()
         if mode and _now(self.freeze_bn, self.step):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

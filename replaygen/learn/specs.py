@@ -123,7 +123,7 @@ class NetworkSpec(_Table):
 
     @property
     def used_taps(self) -> tuple[str, ...]:
-        """`taps`, or the head's default: strides 4 ("light") or 8 ("aspp") and the deepest; the deepest for "deeplabv2"."""
+        """`taps`, or the head's default: the deepest map, for "light" also stride 4, for "aspp" also stride 8."""
         deepest = str(self.output_stride)
         finest = {"light": ("4",), "aspp": ("8",), "deeplabv2": ()}[self.head]
         return self.taps or (*finest, deepest)

@@ -159,7 +159,7 @@ class _Builder:
                 slot=f"evaluate/{chain}/step{k}",
                 where=self.current_where,
                 requested=len(ids),
-            )  # fmt: skip
+            )
         )
 
     def _evaluation_ids(self) -> tuple[str, ...]:

@@ -51,11 +51,19 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     return Opened(
-        dataset=dataset, scenario=scenario, photos=photos,
-        network=spec.identity(), encoder=spec.encoder_identity() if spec.kind != "small" else {},
+        dataset=dataset,
+        scenario=scenario,
+        photos=photos,
+        network=spec.identity(),
+        encoder=spec.encoder_identity() if spec.kind != "small" else {},
         rows=resolve_rows(recipe, workspace=workspace, where=str(path)),
-        where={"data": data, "scenario": cut, "network": spec.model_dump(mode="json", exclude_unset=True), "device": recipe.run.device},
-    )  # fmt: skip
+        where={
+            "data": data,
+            "scenario": cut,
+            "network": spec.model_dump(mode="json", exclude_unset=True),
+            "device": recipe.run.device,
+        },
+    )
 
 
 def scenario_arguments(recipe: RecipeTable) -> dict[str, Any]:

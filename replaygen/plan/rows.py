@@ -37,8 +37,8 @@ class Rows:
     base: Row
 
     def methods(self) -> dict[str, Method]:
-        """Digest -> method file of every row."""
-        return {row.method.digest: row.method for row in (*self.rows, self.base)}
+        """Digest -> method file of every row and of step 0; none where nothing is trained."""
+        return {row.method.digest: row.method for row in (*self.rows, self.base)} if self.rows else {}
 
 
 def resolve_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> Rows:

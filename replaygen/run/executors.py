@@ -93,9 +93,8 @@ def local_client(workers: int) -> Iterator[Client]:
         "distributed.scheduler.allowed-failures": 3,
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
-    with dask.config.set(quiet):
-        with LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
-            dashboard_address=None, memory_limit=0, silence_logs=logging.ERROR,
-        ) as cluster, Client(cluster) as client:  # fmt: skip
-            yield client
+    with dask.config.set(quiet), LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+        dashboard_address=None, memory_limit=0, silence_logs=logging.ERROR,
+    ) as cluster, Client(cluster) as client:  # fmt: skip
+        yield client

@@ -15,6 +15,7 @@ from replaygen.sample import decode_image, decode_mask
 from replaygen.store import Record, Shard, Store
 
 if TYPE_CHECKING:
+    from replaygen.learn.buffer import ReplayShard
     from replaygen.sample import Image8, Mask8
 
 
@@ -48,6 +49,19 @@ class ReplaySet:
     def manifest(self) -> dict[str, Any]:
         """class, channel, source, samples, wanted, shortfall, shards."""
         found: dict[str, Any] = json.loads(self.store.read(self.record.output("manifest.json").digest))
+        return found
+
+    def shards(self) -> list[ReplayShard]:
+        """Its shards, opened for reading by offset; cached features are left out."""
+        from replaygen.learn.buffer import ReplayShard
+
+        found = []
+        for part in self.manifest["shards"]:
+            images, labels = (
+                Shard(self.store.open_object(part[name]), self.store.read(part[f"{name}_index"]))
+                for name in ("images", "labels")
+            )
+            found.append(ReplayShard(images, labels, group=self.manifest["channel"], take=part["samples"]))
         return found
 
     def __len__(self) -> int:

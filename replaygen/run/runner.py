@@ -1,4 +1,4 @@
-"""Execute a plan: what is cached is skipped, what is missing is made, what is damaged is rebuilt. Resume is re-running."""
+"""Execute a plan: skip what is cached, make what is missing, rebuild what is damaged. Resume is re-running."""
 
 from __future__ import annotations
 

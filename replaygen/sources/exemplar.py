@@ -1,4 +1,4 @@
-"""Source `exemplar`: real images of a step, kept with their real step labels. An upper bound, not replay without memory."""
+"""Source `exemplar`: real images of a step, kept with their step labels: an upper bound, not replay without memory."""
 
 from __future__ import annotations
 

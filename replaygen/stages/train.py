@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from replaygen.classes import slug
 from replaygen.errors import ModelError
 from replaygen.stages.base import Inputs, Out, Stage
 from replaygen.stages.context import Features, device_of, network_spec, open_current
 
 if TYPE_CHECKING:
     from replaygen.datasets import SegmentationDataset
-    from replaygen.learn import Checkpoint, Item, Samples, ViewSpec
+    from replaygen.learn import Checkpoint, Item, ViewSpec
     from replaygen.sample import Image8, Mask8
     from replaygen.scenario import Scenario
     from replaygen.store import Shard
@@ -48,9 +49,10 @@ class TrainStage(Stage[TrainParams]):
     name = "train"
     version = 1
     modules = (
-        "replaygen.learn.fitting", "replaygen.learn.partial", "replaygen.learn.losses", "replaygen.learn.batches", "replaygen.learn.samples",
-        "replaygen.learn.views", "replaygen.learn.networks", "replaygen.learn.heads", "replaygen.learn.encoders",
-        "replaygen.learn.oplist", "replaygen.learn.job", "replaygen.learn.checkpoint", "replaygen.stages.context",
+        "replaygen.learn.fitting", "replaygen.learn.partial", "replaygen.learn.losses", "replaygen.learn.batches",
+        "replaygen.learn.samples", "replaygen.learn.buffer", "replaygen.learn.views", "replaygen.learn.networks",
+        "replaygen.learn.heads", "replaygen.learn.encoders", "replaygen.learn.oplist", "replaygen.learn.job",
+        "replaygen.learn.checkpoint", "replaygen.learn.specs", "replaygen.stages.context",
     )  # fmt: skip
     seconds_per_sample = 0.01
     bytes_per_sample = 300
@@ -70,7 +72,7 @@ class TrainStage(Stage[TrainParams]):
         method = load_method(source, params.method)
         step = scenario.step(params.step)
         job = StepJob(
-            k=params.step, names=scenario.names[: 1 + len(step.seen)], 
+            k=params.step, names=scenario.names[: 1 + len(step.seen)],
             new=step.seen if params.all_data else step.new, old=() if params.all_data else step.old, spec=spec,
             fit=FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})}),
             options=method.Options(**params.options) if hasattr(method, "Options") else None,
@@ -139,18 +141,20 @@ def _current_items(
 
 
 def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
+    from replaygen.learn import FeatureFile, ReplayShard, replay_items
     from replaygen.store import Shard
 
     for record in inputs.records("replay"):
         manifest = inputs.read_json(record, "manifest.json")
+        shards = []
         for part in manifest["shards"]:
-            images = Shard(inputs.read_object(part["images"]), inputs.read_object(part["images_index"]))
-            labels = Shard(inputs.read_object(part["labels"]), inputs.read_object(part["labels_index"]))
-            features = Features(inputs, [part["features"]] if "features" in part else [])
-            for sample in labels.ids[: part["samples"]]:
-                told = json.loads(labels.read(sample, "label.json"))
-                yield _item(sample, tuple(told["visible"]), True, _stored(images, sample), _label(labels, sample),
-                            features, views, group=manifest["channel"])  # fmt: skip
+            images, labels = (
+                Shard(inputs.read_object(part[name]), inputs.read_object(part[f"{name}_index"]))
+                for name in ("images", "labels")
+            )
+            features = FeatureFile(inputs.open_object(part["features"])) if "features" in part else None
+            shards.append(ReplayShard(images, labels, features, manifest["channel"], part["samples"]))
+        yield from replay_items(shards, views, prefix=f"{slug(manifest['class'])}-")
 
 
 def _item(
@@ -176,13 +180,6 @@ def _label(shard: Shard, sample: str) -> Callable[[], Mask8]:
     from replaygen.sample import decode_mask
 
     return lambda: decode_mask(shard.read(sample, "mask.png"), where=sample)
-
-
-def _stored(shard: Shard, sample: str) -> Callable[[], Image8]:
-    from replaygen.sample import decode_image
-
-    extension = "png" if "png" in shard.extensions(sample) else "jpg"
-    return lambda: decode_image(shard.read(sample, extension), where=sample)
 
 
 class _Shards:

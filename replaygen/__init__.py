@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from replaygen.plan import Recipe as Recipe
     from replaygen.report import sheet as sheet
     from replaygen.report import write_report as write_report
-    from replaygen.run import Run as Run
-    from replaygen.run import replay_sets as replay_sets
-    from replaygen.run import run as run
-    from replaygen.run import table as table
+    from replaygen.runs import Run as Run
+    from replaygen.runs import replay_sets as replay_sets
+    from replaygen.runs import run as run
+    from replaygen.runs import table as table
     from replaygen.scenario import Scenario as Scenario
     from replaygen.scenario import make_scenario as make_scenario
     from replaygen.store import Store as Store
@@ -37,14 +37,14 @@ _HOME = {
     "Recipe": "plan",
     "ReplayBuffer": "learn",
     "ReplaygenError": "errors",
-    "Run": "run",
+    "Run": "runs",
     "Scenario": "scenario",
     "Store": "store",
     "make_scenario": "scenario",
-    "replay_sets": "run",
-    "run": "run",
+    "replay_sets": "runs",
+    "run": "runs",
     "sheet": "report",
-    "table": "run",
+    "table": "runs",
     "trainer": "api",
     "write_report": "report",
 }
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = found  # the function wins over the sub-package of the same name (`run`)
+    globals()[name] = found
     return found
 
 

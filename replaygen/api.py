@@ -12,7 +12,7 @@ from replaygen.plan.recipe import check_recipe
 from replaygen.plan.workspace import find_trainer
 
 if TYPE_CHECKING:
-    from replaygen.run import Run
+    from replaygen.runs import Run
     from replaygen.store import Store
 
 
@@ -50,7 +50,7 @@ class Trainer:
         Raises:
             RecipeError: a table that is wrong, before anything runs.
         """
-        from replaygen.run import run
+        from replaygen.runs import run
 
         find_trainer(self.name, Path.cwd())
         method = {**(options or {}), "name": Path(self.name).stem, "trainer": self.name}

@@ -70,7 +70,7 @@ shard = 32
 task = "8-1"
 [network]
 kind = "small"
-widths = [8, 16]
+widths = [16, 24]
 [views]
 size = 32
 [replay.photos]
@@ -83,6 +83,12 @@ count = 6
 [train.fit]
 iterations = 6
 batch = 4
+optimizer = "adamw"
+background_weight = 0.05
+[train.base]
+iterations = 80
+batch = 16
+lr = 0.02
 [[method]]
 name = "finetune"
 trainer = "finetune"

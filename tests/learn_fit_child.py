@@ -71,5 +71,5 @@ if __name__ == "__main__":
     from safetensors.torch import save_file
 
     result, told = run(Path(sys.argv[1]), pause=0.03, tell=lambda event: print(event["event"], flush=True))
-    save_file(dict(result.net.state_dict()), sys.argv[2])
+    save_file({name: tensor.contiguous() for name, tensor in result.net.state_dict().items()}, sys.argv[2])
     print("resumed at", [event["iteration"] for event in told if event["event"] == "resumed"], flush=True)

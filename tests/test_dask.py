@@ -9,8 +9,8 @@ from conftest import TRAINING, Workspace
 
 from replaygen.errors import ReplaygenError, TaskError
 from replaygen.plan import Plan, Recipe
-from replaygen.run import run
-from replaygen.run.executors import local_client
+from replaygen.runs import run
+from replaygen.runs.executors import local_client
 from replaygen.store import Store
 
 

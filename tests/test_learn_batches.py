@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_view_zero_is_the_whole_image() -> None:
     square, small = apply_view(image, mask, "x", 0, ViewSpec(size=32))
     assert square.shape == (32, 32, 3)
     assert square.dtype == np.uint8
+    assert small is not None
     assert np.array_equal(small, mask[:, 1::2])
 
 
@@ -74,7 +76,7 @@ def test_views_depend_on_id_and_number_only() -> None:
     spec = ViewSpec(size=24, count=4, crop=(0.4, 0.8))
     one, again = (apply_view(image, mask, "a", 2, spec) for _ in range(2))
     assert np.array_equal(one[0], again[0])
-    assert np.array_equal(one[1], again[1])
+    assert np.array_equal(one[1], again[1])  # type: ignore[arg-type]
     assert not np.array_equal(one[0], apply_view(image, mask, "a", 3, spec)[0])
     assert not np.array_equal(one[0], apply_view(image, mask, "b", 2, spec)[0])
 
@@ -152,6 +154,38 @@ def test_replay_is_balanced_over_classes() -> None:
     classes = Counter(batches.buffer.items[index].balance_class for index in replay)
     assert classes == {1: 40, 2: 40, 3: 40}
     assert set(replay) == set(range(7))
+
+
+def test_current_classes_can_take_turns() -> None:
+    """With `balance`, 8 samples of class 1, 3 of class 2 and 1 of class 3 are drawn alike by class, all of them."""
+    views = ViewSpec(size=16)
+    current = Samples([
+        replace(item, group=1 if i < 8 else 2 if i < 11 else 3)
+        for i, item in enumerate(items(12, replay=False, views=views))
+    ])  # fmt: skip
+    batches = MixedBatches(current, None, batch=4, seed=0, iterations=60, channels=4, balance=True)
+    drawn = [index for t in range(60) for _, index, _ in batches.drawn(t)]
+    classes = [current.items[index].balance_class for index in drawn]
+    assert Counter(classes) == {1: 80, 2: 80, 3: 80}
+    assert all(sorted(classes[turn : turn + 3]) == [1, 2, 3] for turn in range(0, 240, 3))
+    assert set(drawn) == set(range(12))
+
+
+def test_balanced_batch_is_a_function_of_seed_and_number() -> None:
+    """Class turns too depend on nothing that was drawn before, and replay's turns do not follow the current ones."""
+    one, two, plain = mixed(balance=True), mixed(balance=True), mixed()
+    late = one.drawn(17)
+    assert [place[1:] for place in late] == [place[1:] for place in two.drawn(17)]
+    of = [[index for samples, index, _ in b.drawn(17) if samples is b.buffer] for b in (one, plain)]
+    assert of[0] == of[1]
+    assert [place[1:] for place in late[:4]] != [place[1:] for place in plain.drawn(17)[:4]]
+
+
+def test_batch_knows_how_far_the_fit_is() -> None:
+    """progress is t / iterations, and stays with the batch when it moves to a device."""
+    batches = mixed(iterations=8)
+    assert [batches[t].progress for t in (0, 2, 7)] == [0, 0.25, 0.875]
+    assert batches[2].to(torch.device("cpu")).progress == 0.25
 
 
 def test_batch_tensors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,61 @@ def test_features_predict_as_their_image() -> None:
     assert found.shape == (3, 40, 50)
     assert np.allclose(predict_probabilities(net, [tap[0] for tap in taps], 32, shape=(32, 32)),
                        predict_probabilities(net, image, 32), atol=1e-5)  # fmt: skip
+
+
+def noise(seed: int) -> list[torch.Tensor]:
+    """Features for the small network: 6 channels of 16 x 16, 8 of 8 x 8."""
+    dice = torch.Generator().manual_seed(seed)
+    return [torch.randn(width, side, side, generator=dice) for width, side in ((6, 16), (8, 8))]
+
+
+def test_mirrored_features_give_mirrored_probabilities() -> None:
+    """With flip, prediction and mirroring of features commute; without it they do not."""
+    net, features = build_network(SPEC, 3, 0), noise(0)
+    mirrored = [feature.flip(-1) for feature in features]
+    for flip in (True, False):
+        one, two = (predict_probabilities(net, maps, 32, shape=(32, 40), flip=flip) for maps in (features, mirrored))
+        assert np.allclose(one, two[:, :, ::-1], atol=1e-5) == flip
+
+
+def test_symmetric_features_give_symmetric_probabilities() -> None:
+    """Features that are their own mirror image: probabilities that are theirs, summing to 1."""
+    symmetric = [feature + feature.flip(-1) for feature in noise(1)]
+    found = predict_probabilities(build_network(SPEC, 3, 0), symmetric, 32, shape=(30, 44), flip=True)
+    assert found.shape == (3, 30, 44)
+    assert np.allclose(found, found[:, :, ::-1], atol=1e-5)
+    assert np.allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_head_logits_are_not_resized() -> None:
+    """head_logits has the finest map's size; decode is its bilinear resizing."""
+    net = build_network(SPEC, 3, 0).eval()
+    maps = tuple(feature[None] for feature in noise(2))
+    logits = net.head_logits(maps)
+    assert logits.shape == (1, 3, 16, 16)
+    larger = torch.nn.functional.interpolate(logits, (40, 24), mode="bilinear", align_corners=False)
+    assert torch.equal(net.decode(maps, (40, 24)), larger)
+    assert torch.equal(net.decode(maps, (16, 16)), logits)
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.2), (0.25, 0.4), (0.5, 0.6), (1.0, 1.0)])
+def test_background_weight_moves_linearly(progress: float, expected: float) -> None:
+    """From background_weight to background_weight_end; the classes weigh 1; no weights where all are 1."""
+    moving = replace(
+        job(0, NAMES, (1, 2), ()), fit=FitOptions(background_weight=0.2, background_weight_end=1.0)
+    )  # fmt: skip
+    weights = moving.class_weights(progress)
+    if progress == 1.0:
+        assert weights is None
+    else:
+        assert weights is not None
+        assert weights.tolist() == pytest.approx([expected, 1.0, 1.0])
+
+
+def test_background_weight_stays_without_an_end() -> None:
+    """Without background_weight_end the weight is the same at any progress."""
+    still = replace(job(0, NAMES, (1, 2), ()), fit=FitOptions(background_weight=0.2))
+    for progress in (0.0, 0.9):
+        weights = still.class_weights(progress)
+        assert weights is not None
+        assert weights.tolist() == pytest.approx([0.2, 1.0, 1.0])

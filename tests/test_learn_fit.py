@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import learn_fit_child as child
 import numpy as np
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from replaygen.errors import ModelError, StoreError
 from replaygen.learn import (
+    Batch,
     FitOptions,
     MixedBatches,
     NetworkSpec,
@@ -33,7 +35,7 @@ from replaygen.learn import (
     fit,
     image_item,
 )
-from replaygen.learn.fitting import FitResult, in_order, schedule
+from replaygen.learn.fitting import Event, FitResult, in_order, schedule, shifted
 
 
 def same_weights(one: FitResult, two: FitResult) -> bool:
@@ -45,7 +47,8 @@ def same_weights(one: FitResult, two: FitResult) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted() -> FitResult:
     """The fit without a folder and without a kill."""
-    return child.run(None)[0]
+    found: FitResult = child.run(None)[0]
+    return found
 
 
 def test_killed_fit_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: FitResult) -> None:
@@ -258,12 +261,109 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [{"lr": -1}, {"lr": 0.1, "lr_end": 0.2}, {"nesterov": True, "momentum": 0}, {"learning_rate": 1}]
+    "table",
+    [
+        {"lr": -1},
+        {"lr": 0.1, "lr_end": 0.2},
+        {"nesterov": True, "momentum": 0},
+        {"learning_rate": 1},
+        {"shift": -1},
+        {"background_weight_end": 0},
+    ],
 )
 def test_impossible_options_are_refused(table: dict[str, float]) -> None:
     """Options that cannot work are refused before anything runs."""
     with pytest.raises(ValidationError):
         FitOptions.model_validate(table)
+
+
+class Stopped(Exception):
+    """Stands for a fit that ends early."""
+
+
+def test_shifted_fit_resumes_with_the_same_bytes(tmp_path: Path, uninterrupted: FitResult) -> None:
+    """A fit whose batches are shifted, stopped and resumed: weights and losses of the uninterrupted one."""
+    options = child.OPTIONS.model_copy(update={"shift": 5})
+
+    def stop(event: Event) -> None:
+        if event["event"] == "checkpoint" and event["iteration"] == 12:
+            raise Stopped
+
+    whole, _ = child.run(None, options)
+    with pytest.raises(Stopped):
+        child.run(tmp_path, options, tell=stop)
+    resumed, events = child.run(tmp_path, options)
+    assert [event["iteration"] for event in events if event["event"] == "resumed"] == [12]
+    assert same_weights(resumed, whole)
+    assert resumed.losses == whole.losses
+    assert not same_weights(whole, uninterrupted)
+
+
+def test_shift_rolls_image_and_mask_together() -> None:
+    """Every image of a batch and its mask are rolled by one offset, up to `most` pixels each way, in all ways."""
+    batch = MixedBatches(child.samples(), None, batch=3, seed=0, iterations=1, channels=3)[0]
+    assert batch.images is not None
+    ramp = torch.arange(16 * 16).view(1, 16, 16).expand(3, -1, -1)
+    marked = replace(batch, images=ramp.unsqueeze(1).expand(-1, 3, -1, -1).float(), masks=ramp)
+    offsets = set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        moved = shifted(marked, 2)
+        assert moved.images is not None
+        assert torch.equal(moved.images[:, 0].long(), moved.masks)
+        down, across = divmod(int((moved.masks[0] == 0).nonzero()[0] @ torch.tensor([16, 1])), 16)
+        assert torch.equal(moved.masks, ramp.roll((down, across), (1, 2)))
+        offsets |= {((down + 8) % 16 - 8, (across + 8) % 16 - 8)}
+    assert {down for down, _ in offsets} == {across for _, across in offsets} == set(range(-2, 3))
+
+
+def test_shift_of_nothing_changes_nothing() -> None:
+    """Without a shift, or with features instead of images, the batch stays as it is and no random number is drawn."""
+    batch = MixedBatches(child.samples(), None, batch=3, seed=0, iterations=1, channels=3)[0]
+    features = replace(batch, images=None, features=(torch.zeros(3, 2, 4, 4),))
+    before = torch.random.get_rng_state()
+    assert shifted(batch, 0) is batch
+    assert shifted(features, 3) is features
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_shift_needs_masks_of_the_images_size() -> None:
+    """Masks smaller than their images would move by other distances: refused, not misaligned."""
+    batch = MixedBatches(child.samples(), None, batch=3, seed=0, iterations=1, channels=3)[0]
+    with pytest.raises(ModelError, match="masks of side 8 cannot be shifted with images of side 16"):
+        shifted(replace(batch, masks=batch.masks[:, ::2, ::2]), 2)
+
+
+def test_logits_have_the_size_of_the_masks() -> None:
+    """With label_size, loss and logits are at the masks' resolution."""
+    views = ViewSpec(size=16, label_size=8)
+    image, mask = np.full((16, 16, 3), 80, np.uint8), np.zeros((16, 16), np.uint8)
+    batches = MixedBatches(
+        Samples([image_item("a", (1,), False, lambda: (image, mask), views)]), None,
+        batch=1, seed=0, iterations=1, channels=2,
+    )  # fmt: skip
+    sizes = []
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        sizes.append(tuple(logits.shape))
+        return cross_entropy(logits, batch.masks)
+
+    fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, loss, FitOptions(), 0, device="cpu")
+    assert sizes == [(1, 2, 8, 8)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_biases_and_norms_do_not_decay(optimizer: Literal["sgd", "adamw"]) -> None:
+    """Without any gradient, kernels shrink by 1 - lr * weight_decay and parameters of one dimension stay."""
+    net = build_network(NetworkSpec(widths=(4, 4)), 2, 0)
+    torch.nn.init.ones_(net.head.get_parameter("classify.bias"))
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=1, channels=2)
+    options = FitOptions(lr=0.5, weight_decay=0.2, optimizer=optimizer)
+    fit(net, batches, lambda z, b: z.sum() * 0, options, 0, device="cpu")
+    for name, value in net.named_parameters():
+        factor = 0.9 if value.ndim > 1 else 1.0
+        assert torch.allclose(value, before[name] * factor, rtol=1e-6, atol=0), name
 
 
 def test_head_and_encoder_rates() -> None:

@@ -79,7 +79,7 @@ def test_gradient_is_the_finite_difference(case: tuple[Tensor, Tensor, Tensor]) 
     logits, target, visible = case
     logits = logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda z: merged_cross_entropy(z, target, visible), (logits,))
-    merged_cross_entropy(logits, target, visible).backward()
+    merged_cross_entropy(logits, target, visible).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad[0, :, 0, 0].abs().sum() == 0
     assert logits.grad[0, :, 1, 1].abs().sum() > 0
@@ -92,7 +92,7 @@ def test_only_ignored_pixels_give_zero(merged: bool) -> None:
     target = torch.full((1, 2, 2), 255)
     visible = torch.tensor([[False, True, False]])
     loss = merged_cross_entropy(logits, target, visible) if merged else cross_entropy(logits, target)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert logits.grad is not None
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -114,7 +114,7 @@ def test_large_logits_stay_finite() -> None:
     """Logits of +-1e4 give finite loss and gradient."""
     logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
     loss = merged_cross_entropy(logits, torch.tensor([[[1]]]), torch.tensor([[False, True, False]]))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(2e4)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()

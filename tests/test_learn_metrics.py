@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_values_outside_are_refused(pred: list[int], true: list[int]) -> None:
 
 def test_over_steps_by_hand() -> None:
     """cat falls from 80 to 50 over three steps, dog rises from 40 to 60."""
-    summaries = [
+    summaries: list[dict[str, Any]] = [
         {"all": 80.0, "old": None, "new": 80.0, "per_class": {"cat": 80.0}},
         {"all": 50.0, "old": 60.0, "new": 40.0, "per_class": {"cat": 60.0, "dog": 40.0}},
         {"all": 60.0, "old": 55.0, "new": 70.0, "per_class": {"cat": 50.0, "dog": 60.0, "cow": 70.0}},

@@ -98,7 +98,7 @@ def test_small_network_keeps_the_image_size(side: int) -> None:
     assert [feature.shape[1] for feature in net.encode(torch.rand(1, 3, side, side))] == [8, 12, 16]
 
 
-@pytest.mark.parametrize("head", ["deeplabv2", "light"])
+@pytest.mark.parametrize("head", ["deeplabv2", "light", "aspp"])
 def test_balanced_growth_splits_the_background_evenly(graph: Path, head: str) -> None:
     """After MiB's initialisation, each of N new classes and background has p_bg / (N + 1); old classes keep theirs."""
     net = build_network(NetworkSpec(kind="deeplab", weights=str(graph), head=head), 3, 0).eval()  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 from conftest import BUILD_ONLY, TRAINING, Workspace
 
 from replaygen.plan import Plan, Recipe
-from replaygen.run import run
+from replaygen.runs import run
 
 
 def _plan(workspace: Workspace, text: str, **changes: Any) -> Plan:

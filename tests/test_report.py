@@ -31,8 +31,8 @@ from replaygen.report.pictures import overlay, photo
 from replaygen.report.sheets import labelled_by, refusals, sheets
 from replaygen.report.tables import confusion_table, final_rows, finding, gap_closed, heats
 from replaygen.report.text import number
-from replaygen.run.replay import ReplaySample, replay_sets
-from replaygen.run.results import RunResult, StepResult, read_result
+from replaygen.runs.replay import ReplaySample, replay_sets
+from replaygen.runs.results import RunResult, StepResult, read_result
 from replaygen.sample import encode_png
 from replaygen.scenario import Scenario, Step
 from replaygen.stages import Task

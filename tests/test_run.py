@@ -11,7 +11,7 @@ from conftest import BUILD_ONLY, TRAINING, Workspace
 
 from replaygen.errors import TaskError
 from replaygen.plan import Plan, Recipe
-from replaygen.run import replay_sets, run, table
+from replaygen.runs import replay_sets, run, table
 
 
 def _plan(workspace: Workspace, text: str, **changes: Any) -> Plan:
@@ -165,7 +165,7 @@ def test_data_that_change_under_a_plan_are_refused(workspace: Workspace, tmp_pat
 
 def test_replay_labels_trust_the_queried_class_alone(workspace: Workspace) -> None:
     """A photo's label holds its class and background only, and says that it sees that class only."""
-    plan = run(_plan(workspace, TRAINING, train__fit__iterations=30)).plan
+    plan = run(_plan(workspace, TRAINING)).plan
     for slot, found in replay_sets(plan).items():
         channel = found.manifest["channel"]
         for sample in found:

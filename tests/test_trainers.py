@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from replaygen.errors import DataError
 from replaygen.learn import (
@@ -116,12 +118,12 @@ def old_and_new(checkpoint: Checkpoint) -> tuple[float, float]:
     return float(iou[1:3].mean()), float(iou[3])
 
 
-def job(k: int, options: Any = None) -> StepJob:
+def job(k: int, options: Any = None, fit: FitOptions = FIT) -> StepJob:
     """Step 0 learns the first two shapes, step 1 the third."""
     torch.set_num_threads(1)
     new, old = ((1, 2), ()) if k == 0 else ((3,), (1, 2))
     names = NAMES[: 1 + len(new) + len(old)]
-    return StepJob(k=k, names=names, new=new, old=old, spec=SPEC, fit=FIT, options=options, device="cpu")
+    return StepJob(k=k, names=names, new=new, old=old, spec=SPEC, fit=fit, options=options, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,50 @@ def test_joint_starts_afresh() -> None:
     old, new = old_and_new(method("joint").step(1, everything, None, None, together))
     assert old > 0.4
     assert new > 0.4
+
+
+def short(name: str, base: Checkpoint, options: Any = None, **changes: Any) -> Checkpoint:
+    """Four iterations of a method's step 1, with other fit options."""
+    fit = FIT.model_copy(update={"iterations": 4} | changes)
+    trainer = method(name)
+    replay = samples("replay", range(200, 206), (1, 2), (1, 2)) if trainer.TRAITS["replay"] else None
+    current = samples("current", range(100, 110), (1, 2, 3), (1, 2, 3))
+    found: Checkpoint = trainer.step(1, current, replay, base, job(1, options, fit))
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_follows_the_background_weight(name: str, base: Checkpoint) -> None:
+    """A background weight that moves gives another network than one that stays; moving to itself gives the same."""
+    still, moving, nowhere = (
+        short(name, base, background_weight_end=end) for end in (None, 1.0, FIT.background_weight)
+    )  # fmt: skip
+    assert moving.tensors != still.tensors
+    assert nowhere.tensors == still.tensors
+
+
+@pytest.mark.parametrize("name", ["finetune", "recall"])
+def test_new_rows_can_start_from_the_background(name: str, base: Checkpoint) -> None:
+    """init = "balanced" copies the background's row to the new class; "random", the default, does not."""
+    options = method(name).Options
+    for given, same in ((options(init="balanced"), True), (options(), False)):
+        made = short(name, base, given, iterations=1, lr=1e-9, lr_end=0, weight_decay=0)
+        weight = load(made.tensors)["head.classify.weight"]
+        assert torch.allclose(weight[3], weight[0], atol=1e-6) == same
+
+
+def test_joint_can_take_turns_by_class() -> None:
+    """balance = true draws images of rare classes as often as others: the class of 2 images of 20 gets its third."""
+    joint = method("joint")
+    few = [replace(item, group=1 if i < 9 else 2 if i < 18 else 3) for i, item in enumerate(
+        samples("all", range(20), (1, 2, 3), (1, 2, 3)).items
+    )]  # fmt: skip
+    fit = FIT.model_copy(update={"iterations": 3, "batch": 3})
+    together = StepJob(k=1, names=NAMES, new=(1, 2, 3), old=(), spec=SPEC, fit=fit, device="cpu")
+    balanced, plain = (
+        joint.step(1, Samples(few), None, None, replace(together, options=joint.Options(balance=flag)))
+        for flag in (True, False)
+    )
+    assert balanced.tensors != plain.tensors
+    batches = together.batches(Samples(few), balance=True)
+    assert all(sorted(few[index].balance_class for _, index, _ in batches.drawn(t)) == [1, 2, 3] for t in range(3))

@@ -13,7 +13,7 @@ from replaygen.cli import cache, places
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan, Recipe
-    from replaygen.run import Run
+    from replaygen.runs import Run
     from replaygen.store import Store
 
 app = typer.Typer(
@@ -121,9 +121,9 @@ def train(
 
 def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:
     from replaygen.plan.estimate import duration
-    from replaygen.run import run as execute
-    from replaygen.run import table
-    from replaygen.run.progress import Quiet, for_stream
+    from replaygen.runs import run as execute
+    from replaygen.runs import table
+    from replaygen.runs.progress import Quiet, for_stream
 
     planned = recipe.plan(store)
     if not as_json:
@@ -188,7 +188,7 @@ def show(
     """Show the replay sets of a run: how many samples, from where, how good; a contact sheet with `--out`."""
     from replaygen.classes import nearest_hint
     from replaygen.errors import DataError
-    from replaygen.run import replay_sets
+    from replaygen.runs import replay_sets
 
     found, store = open_recipe(recipe, changes, cache_root)
     sets = replay_sets(found.plan(store))

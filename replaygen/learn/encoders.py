@@ -118,7 +118,8 @@ def classifier_directions(graph: OpList, tensors: dict[str, Tensor], count: int)
         ModelError: the list ends in no 1x1 convolution, or it has fewer directions.
     """
     last = next((op for op in reversed(graph.ops) if op.kind in ("conv", "dwconv")), None)
-    if last is None or last.kind != "conv" or last.shape[2:] != (1, 1) or count > min(last.shape[:2]):
+    # centred rows of K classes span at most K - 1 directions
+    if last is None or last.kind != "conv" or last.shape[2:] != (1, 1) or count > min(last.shape[0] - 1, last.shape[1]):
         raise ModelError(f"the op list's classifier has no {count} directions", hint="set network.project to 0")
     weight = tensors[f"{last.key}.weight"].flatten(1).double()
     directions = torch.linalg.svd(weight - weight.mean(0), full_matrices=False)[2][:count]

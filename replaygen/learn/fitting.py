@@ -288,9 +288,18 @@ def make_optimizer(net: SegNet, options: FitOptions) -> torch.optim.Optimizer:
 
 
 def shifted(batch: Batch, most: int) -> Batch:
-    """The whole batch rolled by one random offset of at most `most` pixels each way; masks of the images' size only."""
+    """The whole batch rolled by one random offset of at most `most` pixels each way; features stay as they are.
+
+    Raises:
+        ModelError: the masks are not of the images' size.
+    """
     if most == 0 or batch.images is None:
         return batch
+    if batch.masks.shape[1:] != batch.images.shape[2:]:
+        raise ModelError(
+            f"masks of side {batch.masks.shape[-1]} cannot be shifted with images of side {batch.images.shape[-1]}",
+            hint="set shift = 0, or leave out views.label_size",
+        )
     down, across = (int(torch.randint(-most, most + 1, ())) for _ in range(2))
     return replace(
         batch, images=batch.images.roll((down, across), (2, 3)), masks=batch.masks.roll((down, across), (1, 2))

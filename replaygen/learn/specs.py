@@ -69,6 +69,8 @@ class NetworkSpec(_Table):
             return self
         if self.encoder == "oplist" and self.weights is None:
             raise ValueError("encoder 'oplist' needs `weights`, the op list's JSON file")
+        if self.project and self.encoder != "oplist":
+            raise ValueError(f"`project` reads an op list's classifier; encoder {self.encoder!r} has none")
         if self.encoder == "module" and (self.factory is None or self.factory.count(":") != 1):
             raise ValueError("encoder 'module' needs factory = \"package.module:function\"")
         if self.encoder == "transformers":

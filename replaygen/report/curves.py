@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from replaygen.report.colors import METHODS
 from replaygen.report.text import deviation_of, mean_of, plain
-from replaygen.run.results import RunResult
+from replaygen.runs.results import RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from replaygen.plan import Plan
-    from replaygen.run.replay import ReplaySample
+    from replaygen.runs.replay import ReplaySample
     from replaygen.sample import Image8, Mask8
 
 WIDTH, DPI = 12.0, 100
@@ -84,7 +84,7 @@ def _last(scene: Scene, method: str) -> Mask8 | None:
 
 
 def _strip(plan: Plan) -> tuple[tuple[str, ReplaySample], ...]:
-    from replaygen.run.replay import ReplaySet, replay_sets
+    from replaygen.runs.replay import ReplaySet, replay_sets
 
     sets: dict[str, ReplaySet] = {}
     for found in replay_sets(plan).values():

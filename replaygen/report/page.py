@@ -19,7 +19,7 @@ from replaygen.report.sheets import Sheet, sheets
 from replaygen.report.summary import Summary, rejections, summary
 from replaygen.report.tables import confusions, final_rows, finding, heats
 from replaygen.report.text import duration, number, plain, plural, size
-from replaygen.run.results import RunResult, read_result
+from replaygen.runs.results import RunResult, read_result
 
 if TYPE_CHECKING:
     from jinja2 import Environment

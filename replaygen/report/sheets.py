@@ -14,7 +14,7 @@ from replaygen.report.examples import shows
 from replaygen.report.files import write_text
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.text import plain
-from replaygen.run.replay import ReplaySample, ReplaySet
+from replaygen.runs.replay import ReplaySample, ReplaySet
 from replaygen.store import Record, Store
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PAGE_SAMPLES = 480
 
 
 class Replay(Protocol):
-    """What a sheet needs of a replay set; `replaygen.run.replay.ReplaySet` is one."""
+    """What a sheet needs of a replay set; `replaygen.runs.replay.ReplaySet` is one."""
 
     @property
     def manifest(self) -> dict[str, Any]: ...
@@ -154,7 +154,7 @@ def sheets(plan: Plan, seed: int | None = None) -> list[Sheet]:
     Args:
         seed: leave out the sets labelled by models of other seeds.
     """
-    from replaygen.run.replay import replay_sets
+    from replaygen.runs.replay import replay_sets
 
     slots: dict[str, list[str]] = {}
     found: dict[str, ReplaySet] = {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaygen.report.text import deviation_of, mean_of, number
-from replaygen.run.results import RunResult, StepResult
+from replaygen.runs.results import RunResult, StepResult
 
 LOW, HIGH = "finetune", "joint"
 """The rows between which the gap is measured, by name."""

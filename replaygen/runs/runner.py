@@ -14,18 +14,18 @@ from replaygen.errors import StoreError, TaskError
 from replaygen.plan import Plan, Task
 from replaygen.plan.estimate import read_statistics, seconds_of, write_statistics
 from replaygen.plan.status import statuses
-from replaygen.run.execute import Outcome, root_of
-from replaygen.run.executors import Executor, Inline, OnDask, local_client
-from replaygen.run.progress import Progress, Quiet
-from replaygen.run.results import RunResult, read_result
-from replaygen.run.retry import stops_the_run, worth_retrying
+from replaygen.runs.execute import Outcome, root_of
+from replaygen.runs.executors import Executor, Inline, OnDask, local_client
+from replaygen.runs.progress import Progress, Quiet
+from replaygen.runs.results import RunResult, read_result
+from replaygen.runs.retry import stops_the_run, worth_retrying
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from replaygen.run.replay import ReplaySet
+    from replaygen.runs.replay import ReplaySet
 
-log = logging.getLogger("replaygen.run")
+log = logging.getLogger("replaygen.runs")
 
 MOST_REBUILDS = 5
 """How often a run starts over because an input turned out to be damaged."""
@@ -120,7 +120,7 @@ class Run:
     @property
     def replay(self) -> Mapping[str, ReplaySet]:
         """Replay sets by class name, of the first replay source, method and seed; see `replay_sets` for all."""
-        from replaygen.run.replay import first_sets
+        from replaygen.runs.replay import first_sets
 
         return first_sets(self.plan)
 

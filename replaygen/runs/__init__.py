@@ -1,8 +1,8 @@
 """Execute a plan: inline, or on Dask."""
 
-from replaygen.run.replay import ReplaySample, ReplaySet, replay_sets
-from replaygen.run.results import RunResult, StepResult, read_result, table
-from replaygen.run.runner import Run, Tally, run
+from replaygen.runs.replay import ReplaySample, ReplaySet, replay_sets
+from replaygen.runs.results import RunResult, StepResult, read_result, table
+from replaygen.runs.runner import Run, Tally, run
 
 __all__ = [
     "ReplaySample",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replaygen.errors import ReplaygenError
-from replaygen.run.execute import Outcome, execute
+from replaygen.runs.execute import Outcome, execute
 from replaygen.stages import Task
 
 if TYPE_CHECKING:

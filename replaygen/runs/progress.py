@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from replaygen.plan import Plan, Task
 from replaygen.plan.estimate import duration
-from replaygen.run.execute import Outcome
+from replaygen.runs.execute import Outcome
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -1,0 +1,119 @@
+"""Write the README's results from `benchmarks/results/*.json`, between its `<!-- ... -->` marks."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS = ("finetune", "recall_no_inpaint", "recall", "exemplar", "joint")
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A benchmark's result, None where it was not run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def demo() -> list[str]:
+    """The demo's table."""
+    told = load("demo")
+    if told is None:
+        return []
+    figures = told["figures"]
+    lines = [
+        f"**Digit scenes, 5-1** (`{told['command']}`, {len(figures['gap_closed'])} seeds; one seed takes "
+        f"{figures['seconds']:.0f} s on 2 cores): RECALL closes **{statistics.fmean(figures['gap_closed']):.0f} %** of "
+        "the gap between fine-tuning and joint training.",
+        "",
+        "| | fine-tuning | RECALL | joint |",
+        "| --- | ---: | ---: | ---: |",
+        "| all | " + " | ".join(spread(figures[row]) for row in ("finetune", "recall", "joint")) + " |",
+        "",
+    ]
+    return lines
+
+
+def photos(name: str, title: str) -> list[str]:
+    """The table of a benchmark on real photographs."""
+    told = load(name)
+    if told is None:
+        return []
+    figures = told["figures"]
+    lines = [
+        f"**{title}** (`{told['command']}`, {len(figures['recall']['all'])} seeds; RECALL closes "
+        f"{statistics.fmean(figures['gap_closed']):.0f} % of the gap):",
+        "",
+        "| method | old | new | all | cow → sheep | sheep → cow |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in ROWS:
+        values = figures[row]
+        cells = [spread(values[key]) for key in ("old", "new", "all", "cow_to_sheep", "sheep_to_cow")]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    if "person_iou" in figures:
+        lines += [
+            "",
+            "IoU of person after each step (people stand unlabelled in later pictures, and are in no photo):",
+            "",
+        ]
+        steps = len(figures["person_iou"]["recall"][0])
+        lines.append("| method | " + " | ".join(f"step {k}" for k in range(steps)) + " |")
+        lines.append("| --- |" + " ---: |" * steps)
+        for row in ("recall", "recall_no_inpaint"):
+            course = figures["person_iou"][row]
+            lines.append(f"| {row} | " + " | ".join(spread([seed[k] for seed in course]) for k in range(steps)) + " |")
+    return [*lines, ""]
+
+
+def engine() -> list[str]:
+    """What running costs, and what is equal."""
+    lines = []
+    equality, overhead = load("equality"), load("overhead")
+    if equality is not None:
+        figures = equality["figures"]
+        told = ", ".join(
+            f"{name}: {'equal' if figures[name] else 'NOT equal'}" for name in ("inline_dask", "workers", "killed")
+        )
+        lines.append(f"- Bytes of every data set, label and weight (`{equality['command']}`): {told}.")
+    if overhead is not None:
+        figures = overhead["figures"]
+        lines.append(
+            f"- A finished recipe is re-run in {figures['warm_seconds']:.1f} s; time outside stages is "
+            f"{100 * figures['inline_overhead']:.1f} % of a cold run inline, {100 * figures['dask_overhead']:.1f} % on Dask; "
+            f"150 classes x 10,000 images are planned in {figures['plan_seconds_1m5']:.1f} s (`{overhead['command']}`)."
+        )
+    return lines
+
+
+def between(text: str, mark: str, lines: list[str]) -> str:
+    """`text` with the part between `<!-- mark -->` and `<!-- /mark -->` replaced."""
+    opening, closing = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, _, rest = text.partition(opening)
+    after = rest.partition(closing)[2] if closing in rest else rest
+    return f"{before}{opening}\n\n" + "\n".join(lines).strip() + f"\n\n{closing}{after}"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    lines = [
+        *demo(),
+        *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
+        *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),
+        *engine(),
+    ]
+    readme.write_text(between(readme.read_text(), "results", lines))
+
+
+if __name__ == "__main__":
+    main()

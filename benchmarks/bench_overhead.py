@@ -25,8 +25,9 @@ from typing import Any
 from common import QUICK, REPOSITORY, Measured, best_seconds, fresh_folder, python, write
 
 TINY: dict[str, Any] = {
-    "train.fit.iterations": 3, "train.base.iterations": 6, "train.base.warmup": 2, "train.fit.warmup": 1,
-    "method.joint.iterations": 8, "method.joint.warmup": 2, "replay.photos.count": 8,
+    "data.options.train": 60, "data.options.val": 12, "data.options.photos": 24, "replay.photos.count": 8,
+    "train.fit.iterations": 3, "train.fit.warmup": 1, "train.base.iterations": 6, "train.base.warmup": 2,
+    "method.joint.iterations": 8, "method.joint.warmup": 2,
 }  # fmt: skip
 HEAVY = (
     "torch", "dask", "distributed", "transformers", "sklearn", "scipy", "matplotlib", "jinja2", "safetensors", "PIL",

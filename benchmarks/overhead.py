@@ -16,7 +16,6 @@ CLASSES = 150
 SCENE_IMAGES = 20_000
 LARGE = """
 name = "large"
-shard = 256
 [data]
 path = "made-up"
 [scenario]

@@ -25,7 +25,7 @@ WORKERS = 2
 TINY: dict[str, Any] = {
     "views.size": 64, "views.count": 1, "views.label_size": 16, "train.fit.iterations": 3, "train.base.iterations": 4,
     "train.fit.warmup": 1, "train.base.warmup": 1, "method.joint.iterations": 6, "replay.web.count": 4,
-    "replay.exemplars.count": 4, "network.width": 16,
+    "replay.exemplars.count": 4, "network.width": 16, "scenario.holdout": 20,
 }  # fmt: skip
 
 

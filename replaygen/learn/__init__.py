@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from replaygen.learn.oplist import OpListNet as OpListNet
     from replaygen.learn.oplist import read_oplist as read_oplist
     from replaygen.learn.predict import predict_mask as predict_mask
+    from replaygen.learn.predict import predict_over_views as predict_over_views
     from replaygen.learn.predict import predict_probabilities as predict_probabilities
     from replaygen.learn.samples import Batch as Batch
     from replaygen.learn.samples import Item as Item
@@ -58,7 +59,7 @@ _HOME = {
     "metrics": ("Confusion", "confusion_rate", "over_steps", "summarise"),
     "networks": ("SegNet", "build_network"),
     "oplist": ("OpListNet", "read_oplist"),
-    "predict": ("predict_mask", "predict_probabilities"),
+    "predict": ("predict_mask", "predict_over_views", "predict_probabilities"),
     "samples": ("Batch", "Item", "Samples", "feature_item", "image_item"),
     "specs": ("FitOptions", "NetworkSpec", "ViewSpec"),
     "views": ("apply_view", "apply_view_to_mask"),
@@ -98,6 +99,7 @@ __all__ = [
     "merged_cross_entropy",
     "over_steps",
     "predict_mask",
+    "predict_over_views",
     "predict_probabilities",
     "read_oplist",
     "replay_items",

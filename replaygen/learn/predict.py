@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from replaygen.learn.heads import resize
 from replaygen.learn.networks import SegNet
 from replaygen.learn.samples import stack_images
 from replaygen.learn.specs import ViewSpec
-from replaygen.learn.views import apply_view
+from replaygen.learn.views import apply_view, view_box
 
 if TYPE_CHECKING:
     from replaygen.sample import Image8, Mask8
@@ -62,6 +62,48 @@ def predict_probabilities(
         if flip:
             probabilities = (probabilities[:1] + probabilities[1:].flip(-1)) / 2
         return probabilities[0].cpu().numpy()
+
+
+def predict_over_views(
+    net: SegNet,
+    image: Image8,
+    sample_id: str,
+    spec: ViewSpec,
+    *,
+    features: Callable[[int], Sequence[Tensor]] | None = None,
+    views: int | None = None,
+    flip: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Class probabilities of one image, averaged over its fixed views: a crop adds what it sees, where it lies.
+
+    Args:
+        net: the network; put into evaluation mode.
+        image: uint8 [H, W, 3].
+        sample_id: seeds the views, as in `apply_view`.
+        spec: the views.
+        features: view -> its cached features; None: the views are encoded.
+        views: how many views, from view 0; None: all of `spec`.
+        flip: average each view with its mirror image.
+
+    Returns:
+        float32 [C, H, W], sums to 1 over channels.
+    """
+    height, width = image.shape[:2]
+    total: npt.NDArray[np.float32] | None = None
+    count = np.zeros((height, width), np.float32)
+    for v in range(views or spec.count):
+        (left, top, right, bottom), mirrored = view_box(height, width, sample_id, v, spec)
+        rows = slice(round(top), max(round(bottom), round(top) + 1))
+        columns = slice(round(left), max(round(right), round(left) + 1))
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        seen = features(v) if features is not None else apply_view(image, None, sample_id, v, spec)[0]
+        part = predict_probabilities(net, seen, spec.size, shape=shape, flip=flip)
+        if total is None:
+            total = np.zeros((part.shape[0], height, width), np.float32)
+        total[:, rows, columns] += part[:, :, ::-1] if mirrored else part
+        count[rows, columns] += 1
+    assert total is not None
+    return total / count
 
 
 def predict_mask(net: SegNet, image: Image8, size: int, *, flip: bool = False) -> Mask8:

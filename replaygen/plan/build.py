@@ -208,8 +208,8 @@ class _Builder:
         for i, ids in self._slices(self.scenario.steps[k].ids):
             params = {
                 "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
-                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip,
-                "size": self.recipe.views.size, "threads": self.recipe.threads,
+                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip, "views": self.views,
+                "looks": min(self.recipe.relabel.looks, self.recipe.views.count), "threads": self.recipe.threads,
             }  # fmt: skip
             features = self._step_features(k)[i : i + 1]
             task = RelabelStage.task(
@@ -297,7 +297,8 @@ class _Builder:
         name = self.scenario.names[channel]
         params = {
             "class_name": name, "channel": channel, "restrict": table.label, "unsure": table.unsure,
-            "min_share": table.min_share, "flip": table.flip, "size": self.recipe.views.size,
+            "min_share": table.min_share, "flip": table.flip, "views": self.views,
+            "looks": min(table.looks, self.recipe.views.count),
             "threads": self.recipe.threads,
         }  # fmt: skip
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}

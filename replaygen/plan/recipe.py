@@ -57,7 +57,8 @@ class ReplayTable(Table):
     label: Literal["query", "step", "seen"] = "query"
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
-    flip: bool = Field(default=False, description="label with the mean of the image and its mirror image")
+    flip: bool = Field(default=False, description="label with the mean of each view and its mirror image")
+    looks: int = Field(default=1, ge=1, description="label with the mean of the first n fixed views")
 
     @model_validator(mode="after")
     def _folder_has_path(self) -> ReplayTable:
@@ -70,7 +71,8 @@ class RelabelTable(Table):
     """Background inpainting of the current labels."""
 
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
-    flip: bool = False
+    flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
+    looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
 
 
 class MethodTable(BaseModel):

@@ -134,6 +134,8 @@ def _evaluations(plan: Plan) -> Iterator[StepResult]:
         if record is None:
             continue
         told = json.loads(plan.store.read(record.output("result.json").digest))
+        per_class = told["metrics"]["per_class"]
+        told["metrics"]["per_class"] = {name: per_class[name] for name in told["names"] if name in per_class}
         _, method, seed, step = slot.split("/")
         (model,) = (source for role, source in record.inputs if role == "model")
         trained = plan.store.get(model)

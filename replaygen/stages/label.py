@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from replaygen.errors import DataError
 from replaygen.stages.base import Inputs, Out, Stage
 from replaygen.stages.context import Features, open_current, open_model
+
+if TYPE_CHECKING:
+    from replaygen.labelers.model import Probabilities
+    from replaygen.learn import SegNet
+    from replaygen.sample import Image8
 
 
 @dataclass(frozen=True)
 class LabelParams:
     """channel: the queried class; restrict, unsure: see `labelers.model.label_photo`.
 
-    min_share: photos where the class covers less of the picture are refused; flip: average with the mirrored image.
+    min_share: photos where the class covers less of the picture are refused; views, looks, flip: predictions are
+    averaged over the first `looks` fixed views, and over each one's mirror image.
     """
 
     class_name: str
@@ -24,7 +30,8 @@ class LabelParams:
     unsure: float
     min_share: float
     flip: bool
-    size: int
+    looks: int
+    views: dict[str, Any]
     threads: int
 
 
@@ -42,7 +49,6 @@ class LabelStage(Stage[LabelParams]):
     def run(self, params: LabelParams, inputs: Inputs, out: Out) -> None:
         """Predict, keep the queried class and background, refuse where the class is absent."""
         from replaygen.labelers.model import label_photo
-        from replaygen.learn import predict_probabilities
         from replaygen.sample import decode_image, encode_png
 
         model_record = inputs.record("model")
@@ -52,8 +58,7 @@ class LabelStage(Stage[LabelParams]):
         items = []
         for sample, members in shard:
             image = decode_image(members["png"] if "png" in members else members["jpg"], where=sample)
-            seen = features.read(sample, 0) if features else image
-            probabilities = predict_probabilities(net, seen, params.size, shape=image.shape[:2], flip=params.flip)
+            probabilities = _predict(net, image, sample, features, params)
             label = label_photo(
                 probabilities, params.channel, restrict=params.restrict,
                 step_channels=tuple(info["new"]), unsure=params.unsure,
@@ -86,7 +91,8 @@ class RelabelParams:
     ids: tuple[str, ...]
     unsure: float
     flip: bool
-    size: int
+    looks: int
+    views: dict[str, Any]
     threads: int
 
 
@@ -105,7 +111,6 @@ class RelabelStage(Stage[RelabelParams]):
         """Y where Y is new, else what the previous model sees there."""
         from replaygen.datasets import sample_id
         from replaygen.labelers.model import inpaint_background
-        from replaygen.learn import predict_probabilities
         from replaygen.sample import encode_png
 
         dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
@@ -120,8 +125,7 @@ class RelabelStage(Stage[RelabelParams]):
             current = scenario.apply(table, dataset.mask(image_id))
             if current.shape != image.shape[:2]:
                 raise DataError("image and mask differ in size", where=f"{dataset.root}: {image_id}")
-            seen = features.read(sample_id(image_id), 0) if features else image
-            probabilities = predict_probabilities(net, seen, params.size, shape=image.shape[:2], flip=params.flip)
+            probabilities = _predict(net, image, sample_id(image_id), features, params)
             mask = inpaint_background(probabilities, current, old=step.old, unsure=params.unsure)
             told = {"visible": list(step.seen), "scores": {}, "labeler": model_record.key, "id": image_id}
             items.append(
@@ -132,3 +136,13 @@ class RelabelStage(Stage[RelabelParams]):
             )
             out.accept()
         out.shard("labels", items)
+
+
+def _predict(
+    net: SegNet, image: Image8, sample: str, features: Features, params: LabelParams | RelabelParams
+) -> Probabilities:
+    from replaygen.learn import ViewSpec, predict_over_views
+
+    spec = ViewSpec.model_validate(params.views)
+    cached = (lambda v: features.read(sample, v)) if features else None
+    return predict_over_views(net, image, sample, spec, features=cached, views=params.looks, flip=params.flip)

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import QUICK, REPOSITORY, Measured, best_seconds, fresh_folder, python, write
+from common import QUICK, REPOSITORY, Measured, best_seconds, fresh_folder, python, replaygen, settings, write
 
 TINY: dict[str, Any] = {
     "data.options.train": 60, "data.options.val": 12, "data.options.photos": 24, "replay.photos.count": 8,
@@ -66,7 +66,7 @@ def main() -> None:
         two_seeds = {**changes, "train.seeds": [0, 1]}
         dask = call(f"on_dask({recipe!r}, {two_seeds!r}, {str(folder / 'dask')!r}, 2)").told
         bare_start = best_seconds([sys.executable, "-c", "pass"])
-        warm = best_seconds(_warm(recipe, changes, folder))
+        warm = best_seconds(_finished(recipe, changes, folder))
         planned = call(f"plan_large({str(folder / 'large')!r}, {1000 if QUICK else 10_000})")
     write(
         "overhead",
@@ -92,14 +92,14 @@ def main() -> None:
     )
 
 
-def _warm(recipe: str, changes: dict[str, Any], folder: Path) -> list[str]:
-    from common import settings
-
-    report = folder / "report.html"
-    report.touch()  # nothing was made, so the page that stands is kept
-    store = str(folder / "inline")
-    command = [sys.executable, "-m", "replaygen", "run", recipe, "--cache", store, "--report", str(report)]
-    return [*command, "--workers", "2", *settings(changes)]
+def _finished(recipe: str, changes: dict[str, Any], folder: Path) -> list[str]:
+    """The command that runs the finished recipe again; its first run writes the page, and must make nothing else."""
+    store, report = str(folder / "inline"), str(folder / "report.html")
+    how = ["run", recipe, "--cache", store, "--report", report, "--workers", "2", *settings(changes)]
+    tally = replaygen(*how, "--json").told["tally"]
+    if tally["made"] or tally["adopted"]:
+        raise RuntimeError(f"a finished recipe was run again: {tally}")
+    return [sys.executable, "-m", "replaygen", *how]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def engine() -> list[str]:
         figures = overhead["figures"]
         lines.append(
             f"- A finished recipe is re-run in {figures['warm_seconds']:.1f} s; time outside stages is "
-            f"{100 * figures['inline_overhead']:.1f} % of a cold run inline, {100 * figures['dask_overhead']:.1f} % on Dask; "
+            f"{100 * figures['inline_overhead']:.1f} % of a cold run inline, "
+            f"{100 * figures['dask_overhead']:.1f} % on Dask; "
             f"150 classes x 10,000 images are planned in {figures['plan_seconds_1m5']:.1f} s (`{overhead['command']}`)."
         )
     return lines

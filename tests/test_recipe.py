@@ -131,3 +131,11 @@ def test_shipped_recipes_are_valid(repository: Path) -> None:
     """Every recipe in pipelines/ loads."""
     for path in sorted((repository / "pipelines").glob("*.toml")):
         assert Recipe.load(path).name == tomllib.loads(path.read_text())["name"] == path.stem
+
+
+def test_an_option_with_choices_takes_no_other(workspace: Workspace) -> None:
+    """`init = "balnced"` is refused with the right word, not trained as something else."""
+    text = TRAINING.replace('trainer = "finetune"', 'trainer = "finetune"\ninit = "balnced"')
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(workspace.recipe(text))
+    assert "'balanced'" in caught.value.hint

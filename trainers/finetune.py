@@ -9,6 +9,7 @@ Old objects in the new images are labelled background, so this is the method tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,13 +25,13 @@ class Options:
     init: rows of new classes, "random" or "balanced" (from the background's, as in MiB).
     """
 
-    init: str = "random"
+    init: Literal["random", "balanced"] = "random"
 
 
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
     """Train the previous network, grown by rows for the new classes, on the current samples alone."""
     options: Options = job.options or Options()
-    net = job.network(previous, "balanced" if options.init == "balanced" else "random")
+    net = job.network(previous, options.init)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(logits, batch.masks, weight=job.class_weights(batch.progress))

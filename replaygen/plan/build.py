@@ -195,7 +195,7 @@ class _Builder:
             for i, part in self._slices(ids):
                 params = {
                     "dataset": self.opened.dataset.digest, "ids": list(part), "network": self.encoder,
-                    "views": views, "threads": self.recipe.threads,
+                    "views": _seen(views), "threads": self.recipe.threads,
                 }  # fmt: skip
                 task = CurrentFeatureStage.task(
                     params, slot=f"features/{name}/{i:04d}", where=self.current_where, requested=len(part)
@@ -315,7 +315,7 @@ class _Builder:
     def _replay_features(self, source: str, name: str, images: Sequence[str]) -> list[str]:
         if not self.cached:
             return []
-        params = {"network": self.encoder, "views": self.views, "threads": self.recipe.threads}
+        params = {"network": self.encoder, "views": _seen(self.views), "threads": self.recipe.threads}
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
         keys = []
         for i, image in enumerate(images):
@@ -325,3 +325,8 @@ class _Builder:
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
+
+
+def _seen(views: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder's features depend on of the views: not the size of the masks."""
+    return {name: value for name, value in views.items() if name != "label_size"}

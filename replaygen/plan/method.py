@@ -24,6 +24,7 @@ class Method:
         inpaint: whether its current labels are inpainted, unless the recipe says otherwise.
         all_data: whether it sees every class and image at once (joint training).
         options: its own options and their defaults.
+        choices: the values that an option annotated `Literal[...]` takes.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     inpaint: bool
     all_data: bool
     options: dict[str, Any]
+    choices: dict[str, tuple[Any, ...]]
 
 
 def read_method(path: Path) -> Method:
@@ -55,6 +57,7 @@ def read_method(path: Path) -> Method:
         )
     if not any(isinstance(node, ast.FunctionDef) and node.name == "step" for node in tree.body):
         raise RecipeError("a method file needs `def step(k, current, buffer, previous, job)`", where=str(path))
+    options, choices = _options(tree, path)
     return Method(
         name=path.stem,
         source=source,
@@ -62,7 +65,8 @@ def read_method(path: Path) -> Method:
         replay=bool(traits.get("replay", False)),
         inpaint=bool(traits.get("inpaint", False)),
         all_data=traits.get("data", "step") == "all",
-        options=_options(tree, path),
+        options=options,
+        choices=choices,
     )
 
 
@@ -101,8 +105,9 @@ def _literal(tree: ast.Module, name: str, path: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _options(tree: ast.Module, path: Path) -> dict[str, Any]:
+def _options(tree: ast.Module, path: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
     options: dict[str, Any] = {}
+    choices: dict[str, tuple[Any, ...]] = {}
     for node in tree.body:
         if not (isinstance(node, ast.ClassDef) and node.name == "Options"):
             continue
@@ -111,4 +116,8 @@ def _options(tree: ast.Module, path: Path) -> dict[str, Any]:
                 if line.value is None:
                     raise RecipeError(f"option {line.target.id!r} needs a default", where=f"{path}:{line.lineno}")
                 options[line.target.id] = ast.literal_eval(line.value)
-    return options
+                kind = line.annotation
+                if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name) and kind.value.id == "Literal":
+                    told = ast.literal_eval(kind.slice)
+                    choices[line.target.id] = told if isinstance(told, tuple) else (told,)
+    return options, choices

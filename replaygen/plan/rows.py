@@ -61,7 +61,7 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
     own = dict(method.options)
     for key, value in given.items():
         if key in method.options:
-            own[key] = _option(table.name, key, value, method.options[key], where)
+            own[key] = _option(table.name, key, value, method, where)
         elif key in fit_fields:
             fit[key] = value
         else:
@@ -77,7 +77,12 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
     return Row(table.name, method, fitted, own, table.replay if method.replay else None, inpaint)
 
 
-def _option(row: str, key: str, value: Any, default: Any, where: str) -> Any:
+def _option(row: str, key: str, value: Any, method: Method, where: str) -> Any:
+    default, choices = method.options[key], method.choices.get(key)
+    if choices is not None and value not in choices:
+        raise RecipeError(
+            f"method {row!r}: {key} = {value!r}", where=where, hint=nearest_hint(str(value), map(str, choices))
+        )
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if default is not None and (type(value) is not type(default)):

@@ -1,8 +1,8 @@
 """Equal bytes: a whole training in this process, on Dask, on a cluster given by address, and after being killed.
 
 Every run starts from an empty store. Compared are the digests of every output of every record: images, labels, replay
-sets, weights, metrics. A killed run gets SIGKILL, its whole process group at once, at random moments, and is then run
-again to its end; half of the killed runs work on two Dask workers.
+sets, weights, metrics. A killed run gets SIGKILL, its whole process group at once, a random moment after a random
+number of results stood, a few times over, and is then run to its end; half of the killed runs work on two Dask workers.
 
 Figures:
     inline_dask: Dask (two workers, and a cluster by address) gave the bytes of the inline run.
@@ -115,28 +115,31 @@ class Bench:
                 times[key] = (record.started, record.seconds)
         return outputs, times
 
-    def killed(self, number: int, whole: float, chance: random.Random) -> Outputs:
-        """What a run makes that is killed a few times and then run to its end."""
+    def killed(self, number: int, total: int, chance: random.Random) -> Outputs:
+        """What a run of `total` tasks makes that is killed a few times and then run to its end."""
         store = f"killed-{number}"
         how = ("--workers", "2") if number % 2 else ("--workers", "0")
         standing: list[Times] = [{}]
         for _ in range(KILLS_EACH):
-            if self._kill(store, how, chance.uniform(0.15, 0.7) * whole):
+            if self._kill(store, how, chance.randint(len(standing[-1]), total - 1), chance.uniform(0.0, 0.5)):
                 standing.append(self.read(store)[1] if (self.workspace / store / "format").is_file() else {})
         tally = replaygen(*self.arguments(store, *how), cwd=self.workspace).told["tally"]
         outputs, times = self.read(store)
-        self.midway += sum(0 < len(found) < len(times) for found in standing[1:])
+        self.midway += sum(0 < len(found) < total for found in standing[1:])
         again = {key for found in standing for key, made in found.items() if times.get(key) != made}
-        self.redone += max(len(again), tally["made"] + len(standing[-1]) - len(times))
+        self.redone += max(len(again), tally["made"] + len(standing[-1]) - total)
         return outputs
 
-    def _kill(self, store: str, how: tuple[str, ...], after: float) -> bool:
-        """Start a run and kill it; False where it had come to its end before."""
+    def _kill(self, store: str, how: tuple[str, ...], count: int, later: float) -> bool:
+        """Start a run and kill it `later` seconds after `count` records stood; False where it ended before."""
+        records = self.workspace / store / "records"
         process = subprocess.Popen(
             [sys.executable, "-m", "replaygen", *self.arguments(store, *how)], cwd=self.workspace,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(after)
+        while process.poll() is None and sum(1 for _ in records.glob("*/*.json")) < count:
+            time.sleep(0.02)
+        time.sleep(later)
         running = process.poll() is None
         if running:
             os.killpg(process.pid, signal.SIGKILL)
@@ -157,7 +160,7 @@ def main() -> None:
         with cluster(workspace, 2) as address:
             by_address = bench.outputs("address", "--scheduler", address)
         chance = random.Random(0)
-        killed = [bench.killed(number, whole, chance) for number in range(STORES_KILLED)]
+        killed = [bench.killed(number, len(inline), chance) for number in range(STORES_KILLED)]
         trained, accepted = _trained_and_labelled(workspace / "inline", bench.path)
     write(
         "equality",

@@ -127,13 +127,28 @@ class Plan:
             rows.append((stage, len(keys), len(waiting), reason))
         return rows
 
+    def notes(self) -> list[str]:
+        """What was left out before any task, by source and class: nothing vanishes silently."""
+        notes = []
+        for source, photos in self.opened.photos.items():
+            table = self.recipe.table.replay[source]
+            for name in self.opened.scenario.names[1:]:
+                folder = table.folders.get(name, name)
+                if (table.only is not None and name not in table.only) or folder not in photos.folders:
+                    continue
+                left = photos.left_out(folder)
+                if left:
+                    told = ", ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
+                    notes.append(f"{source}: of the files of {name!r} {told} left out")
+        return notes
+
     def __str__(self) -> str:
         to_run = self.to_run()
         head = f"{len(self.tasks)} tasks: {len(self.tasks) - len(to_run)} cached, {len(to_run)} to run"
         lines = [head + (f"; {self.estimate}" if to_run else "")]
         for stage, total, waiting, reason in self.summary():
             lines.append(f"  {stage:<18}{total:>7} tasks {total - waiting:>7} cached {waiting:>7} to run   {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes())])
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data with stable keys."""
@@ -147,4 +162,5 @@ class Plan:
                 for key, task in self.tasks.items()
             ],
             "estimate": self.estimate.as_json(),
+            "notes": self.notes(),
         }  # fmt: skip

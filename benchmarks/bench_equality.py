@@ -121,6 +121,8 @@ class Bench:
         how = ("--workers", "2") if number % 2 else ("--workers", "0")
         standing: list[Times] = [{}]
         for _ in range(KILLS_EACH):
+            if len(standing[-1]) == total:
+                break
             if self._kill(store, how, chance.randint(len(standing[-1]), total - 1), chance.uniform(0.0, 0.5)):
                 standing.append(self.read(store)[1] if (self.workspace / store / "format").is_file() else {})
         tally = replaygen(*self.arguments(store, *how), cwd=self.workspace).told["tally"]

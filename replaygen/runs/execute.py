@@ -94,9 +94,23 @@ def _outcome(record: Record, state: State) -> Outcome:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def _keep_memory() -> None:
+    """Keep freed memory for the next iteration, where the C library is glibc; see `executors.KEEP_MEMORY`."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+
+
 def _set_threads(threads: int) -> None:
     import torch
 
+    _keep_memory()
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 

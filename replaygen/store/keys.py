@@ -6,29 +6,27 @@ Equal ingredients give equal keys on every machine; results never enter a key.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from replaygen.canonical import canonical as canonical_json
 from replaygen.errors import StoreError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def canonical(obj: object) -> bytes:
     """The one JSON text of `obj`: keys sorted, no spaces, UTF-8, floats by their shortest repr, tuples as lists.
 
     Args:
-        obj: None, bool, int, float, str, and lists, tuples and mappings with text keys of these.
+        obj: None, bool, int, float, str, and lists, tuples and dicts with text keys of these.
 
     Raises:
         StoreError: NaN or infinity, a mapping key that is no text, a lone surrogate, or any other type.
     """
     try:
-        return _encode(_plain(obj)).encode("utf-8")
+        return canonical_json(obj)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(
             f"no canonical JSON for this value: {error}",
@@ -89,19 +87,3 @@ def ingredients(
             raise StoreError(f"stage {stage!r} has an input with role {role!r}", hint="a role is a word")
         pairs.append([role, check_digest(key, "input key")])
     return {"stage": stage, "version": version, "params": params, "seed": seed, "inputs": pairs}
-
-
-def _plain(obj: object) -> object:
-    """`obj` of plain types; refuses what json would change in silence (number keys) or cannot encode in UTF-8."""
-    if obj is None or isinstance(obj, (bool, int, float, str)):
-        return obj
-    if isinstance(obj, (list, tuple)):
-        return [_plain(item) for item in obj]
-    if isinstance(obj, Mapping):
-        plain = {}
-        for key, value in obj.items():
-            if not isinstance(key, str):
-                raise TypeError(f"mapping key {key!r} is no text")
-            plain[key] = _plain(value)
-        return plain
-    raise TypeError(f"type {type(obj).__name__}")

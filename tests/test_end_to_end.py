@@ -215,3 +215,43 @@ def test_a_trainer_from_python(workspace: Workspace, monkeypatch: pytest.MonkeyP
     assert first.result.methods() == ("recall",)
     assert first.result.seeds() == (1,)
     assert rg.trainer("recall").fit(**arguments, seed=1).tally.made == 0  # type: ignore[arg-type]
+
+
+def test_a_model_of_ones_own_stands_for_step_0(workspace: Workspace, tmp_path: Path) -> None:
+    """A saved step-0 model is taken in, and the chain on it gives the weights of the chain that trained it."""
+    recipe = rg.Recipe.load(workspace.recipe(TRAINING))
+    first = rg.run(recipe.plan(recipe.store()))
+    saved = {path.name: path for path in first.save_models(tmp_path / "models")}
+    assert "base-seed0-step0" in saved
+    assert "recall-seed0-step2" in saved
+    given = rg.Recipe.load(workspace.recipe(TRAINING), {"train.base_model": str(saved["base-seed0-step0"])})
+    again = rg.run(given.plan(given.store()))
+    assert "train/base/seed0/step0" in again.plan.slots
+    assert again.tally.stages["given-base"].accepted == 1
+    for slot in ("train/finetune/seed0/step2", "train/recall/seed0/step2"):
+        digests = set()
+        for run in (first, again):
+            record = run.plan.store.get(run.plan.slots[slot])
+            assert record is not None
+            digests.add(record.output("model.safetensors").digest)
+        assert len(digests) == 1
+
+
+@pytest.mark.parametrize("fault", ["step", "classes", "missing", "network"])
+def test_a_wrong_model_is_refused_before_any_work(workspace: Workspace, tmp_path: Path, fault: str) -> None:
+    """A model of another step, of other classes, of another network or none at all is refused by the plan."""
+    import json
+
+    network = {"kind": "small", "widths": [16, 24], "freeze": "never", "freeze_bn": "never"}
+    names = ["background", "zero", "one", "two", "three", "four", "five", "six", "seven"]
+    told = {"step": 0, "names": names, "network": network, "channels": 9, "format": 1}
+    wrong = {"step": {"step": 2}, "classes": {"names": names[::-1]}, "network": {"network": {"kind": "deeplab"}}}
+    (tmp_path / "given").mkdir()
+    if fault != "missing":
+        (tmp_path / "given" / "model.json").write_text(json.dumps({**told, **wrong[fault]}))
+        (tmp_path / "given" / "model.safetensors").write_bytes(b"")
+    recipe = rg.Recipe.load(workspace.recipe(TRAINING), {"train.base_model": str(tmp_path / "given")})
+    with pytest.raises(rg.ReplaygenError) as caught:
+        recipe.plan(recipe.store())
+    assert str(tmp_path / "given") in str(caught.value)
+    assert caught.value.hint

@@ -112,11 +112,15 @@ def train(
     changes: Set = None,
     cache_root: Cache = None,
     workers: Workers = None,
+    save: Annotated[Path | None, typer.Option("--save", help="copy the trained models to this folder")] = None,
     as_json: Json = False,
 ) -> None:
     """Train some methods of a recipe, with all that they need."""
     found, store = open_recipe(recipe, changes, cache_root, _how(workers, None))
-    _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
+    done = _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
+    if save is not None:
+        for folder in done.save_models(save):
+            print(f"saved {folder}", file=sys.stderr)
 
 
 def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:

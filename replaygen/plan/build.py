@@ -8,7 +8,7 @@ closed into one replay set per class, which every later training of the chain re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
@@ -20,12 +20,15 @@ from replaygen.sources.folder import candidates
 from replaygen.stages.base import Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.given import GivenParams, GivenStage
 from replaygen.stages.label import LabelStage, RelabelStage
 from replaygen.stages.replay import ReplayStage
 from replaygen.stages.source import ExemplarStage, PhotoStage
 from replaygen.stages.train import TrainStage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from replaygen.datasets import FolderPhotos, SegmentationDataset
     from replaygen.scenario import Scenario, Step
 
@@ -38,6 +41,7 @@ class Opened:
 
     Attributes:
         network: the network's identity, weights by their sha256; encoder: the part that its features depend on.
+        given: the folder of a user's own step-0 model and what it holds, or None.
         where: what workers need to open the same things, and no key knows.
         rows: the recipe's rows with their method files.
     """
@@ -49,6 +53,7 @@ class Opened:
     encoder: dict[str, Any]
     rows: Rows
     where: dict[str, Any]
+    given: tuple[Path, GivenParams] | None = None
 
 
 @dataclass
@@ -106,7 +111,7 @@ class _Builder:
 
     def _chain(self, row: Row, seed: int) -> None:
         steps = self.scenario.steps
-        model = self._train(0, self.opened.rows.base, seed, f"base/seed{seed}", None, [], [])
+        model = self._base(seed)
         self._evaluate(0, model, f"base/seed{seed}")
         replay_sets: list[str] = []
         chain = f"{row.name}/seed{seed}"
@@ -117,6 +122,14 @@ class _Builder:
             relabelled = self._relabel(k, model, chain) if row.inpaint else []
             model = self._train(k, row, seed, chain, model, relabelled, replay_sets)
             self._evaluate(k, model, chain)
+
+    def _base(self, seed: int) -> str:
+        if self.opened.given is None:
+            return self._train(0, self.opened.rows.base, seed, f"base/seed{seed}", None, [], [])
+        folder, params = self.opened.given
+        where = {"folder": str(folder), "network": self.opened.where["network"], "device": self.opened.where["device"]}
+        told = {**asdict(params), "names": list(params.names)}
+        return self.built.add(GivenStage.task(told, slot=f"train/base/seed{seed}/step0", where=where))
 
     def _joint(self, row: Row, seed: int) -> None:
         last = len(self.scenario.steps) - 1

@@ -9,6 +9,7 @@ from replaygen.errors import DataError
 from replaygen.plan.build import Opened
 from replaygen.plan.recipe import RecipeTable, expand_path
 from replaygen.plan.rows import resolve_rows
+from replaygen.stages.given import read_given
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
@@ -50,7 +51,13 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
             photos[name] = FolderPhotos(root, cache_dir, min_side=table.min_side or None)
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
+    given = None
+    if recipe.train.base_model is not None:
+        folder = expand_path(recipe.train.base_model, workspace=workspace, where=str(path))
+        names = scenario.names[: 1 + len(scenario.steps[0].new)]
+        given = folder, read_given(folder, names, spec.identity())
     return Opened(
+        given=given,
         dataset=dataset,
         scenario=scenario,
         photos=photos,

@@ -101,6 +101,9 @@ class TrainTable(Table):
     seeds: tuple[int, ...] = (0,)
     fit: FitOptions = Field(default_factory=FitOptions)
     base: dict[str, Any] = Field(default_factory=dict)
+    base_model: str | None = Field(
+        default=None, description="a folder with your own step-0 model, instead of [train.base]"
+    )
 
 
 class RecipeTable(Table):

@@ -19,8 +19,11 @@ from replaygen.runs.executors import Executor, Inline, OnDask, local_client
 from replaygen.runs.progress import Progress, Quiet
 from replaygen.runs.results import RunResult, read_result
 from replaygen.runs.retry import stops_the_run, worth_retrying
+from replaygen.store.fsops import replace_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from distributed import Client
 
     from replaygen.runs.replay import ReplaySet
@@ -111,6 +114,27 @@ class Run:
                 for name, stage in self.tally.stages.items()
             },
         }  # fmt: skip
+
+    def save_models(self, folder: Path) -> list[Path]:
+        """Copy every row's last model, and the shared ones of step 0, to `folder/<row>-seed<n>-step<k>/`.
+
+        Each holds model.safetensors and model.json; one of step 0 can be a recipe's `train.base_model`.
+        """
+        steps = len(self.plan.opened.scenario.steps)
+        saved = []
+        for slot, key in self.plan.slots.items():
+            kind, _, rest = slot.partition("/")
+            if kind != "train" or not rest.endswith(("/step0", f"/step{steps - 1}")):
+                continue
+            record = self.plan.store.get(key)
+            if record is None:
+                continue
+            target = folder / rest.replace("/", "-")
+            target.mkdir(parents=True, exist_ok=True)
+            for name in ("model.safetensors", "model.json"):
+                replace_file(target / name, self.plan.store.read(record.output(name).digest))
+            saved.append(target)
+        return saved
 
     @property
     def result(self) -> RunResult:

@@ -7,6 +7,7 @@ from typing import Any
 from replaygen.stages.base import Inputs, Out, Stage, Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.given import GivenStage
 from replaygen.stages.label import LabelStage, RelabelStage
 from replaygen.stages.replay import ReplayStage
 from replaygen.stages.source import ExemplarStage, PhotoStage
@@ -24,6 +25,7 @@ STAGES: dict[str, type[Stage[Any]]] = {
         CurrentFeatureStage,
         ReplayFeatureStage,
         ReplayStage,
+        GivenStage,
         TrainStage,
         EvaluateStage,
     )

@@ -40,4 +40,4 @@ bench-%: setup
 	$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
 
 clean:
-	rm -rf $(VENV) data reports
+	rm -rf $(VENV) data/digits reports

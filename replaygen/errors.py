@@ -23,6 +23,8 @@ class ReplaygenError(Exception):
         self.what = what
         self.where = where
         self.hint = hint
+        self.errno: int | None = None
+        """The operating system's number of what went wrong, where it was the operating system."""
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -32,8 +34,8 @@ class ReplaygenError(Exception):
             lines.append(f"  hint:  {self.hint}")
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return _rebuild, (type(self), self.what, self.where, self.hint)
+    def __reduce__(self) -> tuple[object, tuple[object, ...], dict[str, object]]:
+        return _rebuild, (type(self), self.what, self.where, self.hint), {"errno": self.errno}
 
 
 def _rebuild(kind: type[ReplaygenError], what: str, where: str, hint: str) -> ReplaygenError:

@@ -43,10 +43,15 @@ def test_orientation_behind_the_pixels_of_a_png_counts() -> None:
     assert image_size(moved, "x") == (5, 9)
 
 
-def test_size_reads_the_header_only() -> None:
-    """The size of an image whose pixels are cut off is still known: nothing is decoded for it."""
-    data = picture("PNG", None)
-    assert image_size(data[: data.index(b"IDAT") + 8], "x") == (9, 5)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_cut_image_is_refused(kind: str) -> None:
+    """An image whose pixels are cut off has a good header, and is found before any work all the same."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, kind)
+    data = file.getvalue()
+    with pytest.raises(DataError, match="not a readable image"):
+        image_size(data[: len(data) // 2], "x")
 
 
 def test_values_are_those_with_a_pixel() -> None:

@@ -244,7 +244,7 @@ def test_a_wrong_model_is_refused_before_any_work(workspace: Workspace, tmp_path
 
     network = {"kind": "small", "widths": [16, 24], "freeze": "never", "freeze_bn": "never"}
     names = ["background", "zero", "one", "two", "three", "four", "five", "six", "seven"]
-    told = {"step": 0, "names": names, "network": network, "channels": 9, "format": 1}
+    told = {"step": 0, "names": names, "network": network, "channels": 9, "format": 1, "new": [1, 2, 3, 4, 5, 6, 7, 8]}
     wrong = {"step": {"step": 2}, "classes": {"names": names[::-1]}, "network": {"network": {"kind": "deeplab"}}}
     (tmp_path / "given").mkdir()
     if fault != "missing":

@@ -13,6 +13,7 @@ import pytest
 
 from replaygen.stages import STAGES
 
+EVERYWHERE = ("replaygen.stages.context", "replaygen.sample")
 TRACKED = Path(__file__).with_name("stage_versions.json")
 
 
@@ -33,10 +34,10 @@ def _meaning(source: str) -> str:
 
 
 def digest_of_stage(name: str) -> str:
-    """What decides a stage's numbers: its own class and the modules that it declares."""
+    """What decides a stage's numbers: its own file, the modules that it declares, and those that every stage uses."""
     stage = STAGES[name]
-    parts = [_meaning(inspect.getsource(stage))]
-    for module in stage.modules:
+    parts = [_meaning(Path(inspect.getfile(stage)).read_text())]
+    for module in (*stage.modules, *EVERYWHERE):
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"{name} declares {module}, which is not there"
         assert spec.origin is not None

@@ -145,8 +145,10 @@ def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None)
 
 
 def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
-    """Write the page, unless nothing was made and it stands already, or its packages are not installed."""
+    """Write the page, unless it stands already for these very results, or its packages are not installed."""
     from importlib.util import find_spec
+
+    from replaygen.canonical import digest_of
 
     if find_spec("jinja2") is None or find_spec("matplotlib") is None:
         return None
@@ -154,11 +156,18 @@ def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
         return None
     out = report_to or planned.recipe.workspace / "reports" / f"{planned.recipe.name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    if done.tally.made == 0 and done.tally.adopted == 0 and out.exists():
-        return out
+    seal = f"<!-- shows {digest_of([planned.recipe.table.title, planned.slots])} -->\n"
+    if done.tally.made == 0 and done.tally.adopted == 0 and out.is_file():
+        with out.open("rb") as page:
+            page.seek(max(0, out.stat().st_size - len(seal)))
+            if page.read() == seal.encode():
+                return out
     from replaygen.report import write_report
 
-    return write_report(planned, out)
+    written = write_report(planned, out)
+    with written.open("a", encoding="utf-8") as page_end:
+        page_end.write(seal)
+    return written
 
 
 @app.command()
@@ -170,10 +179,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the page of a run: results, curves, and the replay sets it was trained on."""
+    from replaygen.errors import DataError
     from replaygen.report import write_report
+    from replaygen.runs import read_result
 
     found, store = open_recipe(recipe, changes, cache_root)
     planned = found.plan(store)
+    if not read_result(planned).steps:
+        raise DataError(
+            "nothing was evaluated yet", where=str(store.root), hint=f"run it first: replaygen run {recipe}"
+        )
     out = out or found.workspace / "reports" / f"{found.name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     page = write_report(planned, out)
@@ -196,12 +211,13 @@ def show(
 
     found, store = open_recipe(recipe, changes, cache_root)
     sets = replay_sets(found.plan(store))
+    if not sets:
+        raise DataError("no replay was made yet", where=str(store.root), hint=f"run it first: replaygen run {recipe}")
     if class_name is not None:
-        chosen = {slot: one for slot, one in sets.items() if slot.rsplit("/", 1)[1] == class_name}
+        chosen = {slot: one for slot, one in sets.items() if one.record.params["class_name"] == class_name}
         if not chosen:
-            known = {slot.rsplit("/", 1)[1] for slot in sets}
-            raise DataError(f"no replay of {class_name!r} was made", hint=nearest_hint(class_name, known) if known else
-                            f"run it first: replaygen run {recipe}")  # fmt: skip
+            known = {one.record.params["class_name"] for one in sets.values()}
+            raise DataError(f"no replay of {class_name!r} was made", hint=nearest_hint(class_name, known))
         sets = chosen
     rows = [
         {"slot": slot, "samples": len(one), "wanted": one.manifest["wanted"], "shortfall": one.manifest["shortfall"]}

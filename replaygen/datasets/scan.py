@@ -73,10 +73,10 @@ def check_png_size(data: bytes, where: str) -> None:
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Width and height of an image once it is upright, from its header and its EXIF orientation.
+    """Width and height of an image once it is upright; its pixels are decoded, so a cut file is found here.
 
     Raises:
-        DataError: no JPEG, PNG, WebP, BMP or GIF header, or more than `MAX_PIXELS` pixels.
+        DataError: no whole JPEG, PNG, WebP, BMP or GIF, or more than `MAX_PIXELS` pixels.
     """
     from PIL import Image
 
@@ -89,6 +89,10 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
                     raise DataError(
                         f"image of {width} x {height} pixels is too large", where=where, hint="resize the pair"
                     )
+                image.draft(
+                    "RGB", (max(1, width // 8), max(1, height // 8))
+                )  # a JPEG is read to its end, but not built up
+                image.load()
                 # Asking a PNG for its EXIF decodes it whole, because the chunk may follow the pixels.
                 may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
                 if may_turn and image.getexif().get(0x0112) in _SWAPPED:

@@ -136,7 +136,8 @@ def build_network(spec: NetworkSpec, channels: int, seed: int) -> SegNet:
     if channels < 2:
         raise ModelError(f"a network needs background and one class, got {channels} channels")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # an encoder that is never saved must come out the same for every seed, random parts included
+        torch.manual_seed(0 if spec.freeze == "always" else seed)
         if spec.kind == "small":
             encoder: nn.Module = SmallEncoder(spec.widths)
             head: nn.Module = TopDownHead(spec.widths, channels)
@@ -144,6 +145,8 @@ def build_network(spec: NetworkSpec, channels: int, seed: int) -> SegNet:
             from replaygen.learn.encoders import build_encoder
 
             encoder = build_encoder(spec)
+            if spec.freeze == "always":
+                torch.manual_seed(seed)
             head = _head(spec, encoder, channels)
     return SegNet(encoder, head, channels, freeze=spec.freeze, freeze_bn=spec.freeze_bn)
 

@@ -148,13 +148,14 @@ class _Builder:
             inputs += self._step_features(step)
         inputs += [("labels", key) for key in relabelled] + [("replay", key) for key in replay_sets]
         params = {
-            "method": method.digest, "trainer": method.name, "options": row.own, "fit": row.fit, "step": k,
+            "method": method.digest, "options": row.own, "fit": row.fit, "step": k,
             "all_data": method.all_data, "dataset": opened.dataset.digest, "scenario": self.scenario.digest,
             "network": opened.network, "views": self.views, "threads": recipe.threads,
         }  # fmt: skip
         task = TrainStage.task(
             params, inputs=inputs, seed=seed, slot=f"train/{chain}/step{k}",
-            where={**self.current_where, "fit": self.fit_where}, requested=row.fit["iterations"] * row.fit["batch"],
+            where={**self.current_where, "fit": self.fit_where, "trainer": method.name},
+            requested=row.fit["iterations"] * row.fit["batch"],
         )  # fmt: skip
         return self.built.add(task)
 
@@ -217,7 +218,9 @@ class _Builder:
         return self.features[name]
 
     def _relabel(self, k: int, model: str, chain: str) -> list[str]:
-        keys = []
+        keys: list[str] = []
+        if not set(self.scenario.steps[k].old) - set(self.scenario.visible(k)):
+            return keys  # the step's own labels show the old classes: nothing hides in their background
         for i, ids in self._slices(self.scenario.steps[k].ids):
             params = {
                 "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
@@ -258,7 +261,7 @@ class _Builder:
         features = self._replay_features(source, name, images) if self.opened.rows.rows else []
         roles = (("images", images), ("labels", labels), ("features", features))
         task = ReplayStage.task(
-            {"source": source, "class_name": name, "channel": channel, "wanted": table.count},
+            {"class_name": name, "channel": channel, "wanted": table.count},
             inputs=[(role, key) for role, keys in roles for key in keys], slot=f"{slot}/{name}",
             requested=sum(self.built.tasks[key].requested for key in labels),
         )  # fmt: skip

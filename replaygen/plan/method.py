@@ -55,6 +55,8 @@ def read_method(path: Path) -> Method:
         raise RecipeError(
             f"unknown trait {min(unknown)!r}", where=str(path), hint="TRAITS takes replay, inpaint and data"
         )
+    if traits.get("data", "step") not in ("step", "all"):
+        raise RecipeError(f"trait data = {traits['data']!r}", where=str(path), hint='"step" or "all"')
     if not any(isinstance(node, ast.FunctionDef) and node.name == "step" for node in tree.body):
         raise RecipeError("a method file needs `def step(k, current, buffer, previous, job)`", where=str(path))
     options, choices = _options(tree, path)
@@ -115,7 +117,13 @@ def _options(tree: ast.Module, path: Path) -> tuple[dict[str, Any], dict[str, tu
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 if line.value is None:
                     raise RecipeError(f"option {line.target.id!r} needs a default", where=f"{path}:{line.lineno}")
-                options[line.target.id] = ast.literal_eval(line.value)
+                try:
+                    options[line.target.id] = ast.literal_eval(line.value)
+                except ValueError:
+                    raise RecipeError(
+                        f"the default of option {line.target.id!r} is no literal", where=f"{path}:{line.lineno}",
+                        hint="write the value out: the plan reads it without executing the file",
+                    ) from None  # fmt: skip
                 kind = line.annotation
                 if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name) and kind.value.id == "Literal":
                     told = ast.literal_eval(kind.slice)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaygen.errors import DataError
+from replaygen.classes import nearest_hint
+from replaygen.errors import DataError, RecipeError, ScenarioError
 from replaygen.plan.build import Opened
 from replaygen.plan.recipe import RecipeTable, expand_path
 from replaygen.plan.rows import resolve_rows
@@ -14,6 +15,7 @@ from replaygen.stages.given import read_given
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
     from replaygen.learn.specs import NetworkSpec
+    from replaygen.scenario import Scenario
 
 
 def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Path) -> Opened:
@@ -43,6 +45,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         dataset.split(recipe.data.val)
     cut = scenario_arguments(recipe)
     scenario = make_scenario(dataset, **cut)
+    _check_classes(recipe, scenario, path)
     photos: dict[str, FolderPhotos] = {}
     for name, table in recipe.replay.items():
         if table.source == "folder":
@@ -91,6 +94,21 @@ def _network(recipe: RecipeTable, *, path: Path, workspace: Path) -> NetworkSpec
         weights = expand_path(spec.weights, workspace=workspace, where=str(path))
         spec = spec.model_copy(update={"weights": str(weights)})
     return spec.pinned()
+
+
+def _check_classes(recipe: RecipeTable, scenario: Scenario, path: Path) -> None:
+    if len(scenario.steps) == 1 and any(row.trainer != "joint" for row in recipe.method):
+        raise ScenarioError(
+            f"task {recipe.scenario.task!r} has one step, so there is nothing to learn later", where=str(path),
+            hint='give later classes, as in "5-1", or train "joint" alone',
+        )  # fmt: skip
+    for name, table in recipe.replay.items():
+        for given in (*(table.only or ()), *table.folders):
+            if given not in scenario.names[1:]:
+                raise RecipeError(
+                    f"replay.{name} names a class {given!r} that the scenario does not have", where=str(path),
+                    hint=nearest_hint(given, scenario.names[1:]),
+                )  # fmt: skip
 
 
 def _check_split(recipe: RecipeTable, dataset: SegmentationDataset) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replaygen.classes import nearest_hint
 from replaygen.errors import RecipeError
@@ -39,6 +39,14 @@ class ScenarioTable(Table):
     setting: Literal["sequential", "disjoint", "overlapped", "partitioned"] = "overlapped"
     classes: tuple[str, ...] | None = None
     holdout: int = Field(default=0, ge=0, description="hold out 1/n of train and evaluate on it instead of val")
+
+    @field_validator("holdout")
+    @classmethod
+    def _leaves_some(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("1 would hold out everything; n holds out 1/n of train, 0 nothing")
+        return value
+
     protocol: Literal["background", "ignore"] = "background"
 
 
@@ -98,7 +106,7 @@ class RunTable(Table):
 class TrainTable(Table):
     """Training of every step; `base` changes it for step 0."""
 
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     fit: FitOptions = Field(default_factory=FitOptions)
     base: dict[str, Any] = Field(default_factory=dict)
     base_model: str | None = Field(
@@ -131,6 +139,8 @@ class RecipeTable(Table):
             raise ValueError("a recipe needs a [[method]] to train, or a [replay.NAME] to build")
         if len(set(names)) != len(names):
             raise ValueError(f"method names must differ, got {names}")
+        if "base" in names:
+            raise ValueError("a method cannot be called 'base': that is the shared step 0")
         for method in self.method:
             if method.replay is not None and method.replay not in self.replay:
                 raise ValueError(

@@ -72,6 +72,16 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
             f"method {table.name!r} trains on replay but names none", where=where,
             hint=f"add replay = one of {', '.join(recipe.replay) or '(declare a [replay.NAME] table first)'}",
         )  # fmt: skip
+    if table.replay is not None and not method.replay:
+        raise RecipeError(
+            f"method {table.name!r} names replay, but {table.trainer!r} does not train on it", where=where,
+            hint="leave `replay` out, or use a trainer that takes replay",
+        )  # fmt: skip
+    if table.inpaint and method.all_data:
+        raise RecipeError(
+            f"method {table.name!r} asks for inpainting, but it sees every label anyway", where=where,
+            hint="leave `inpaint` out",
+        )  # fmt: skip
     inpaint = method.inpaint if table.inpaint is None else table.inpaint
     fitted = _fit(recipe.train.fit, fit, f"method {table.name!r}", where)
     return Row(table.name, method, fitted, own, table.replay if method.replay else None, inpaint)

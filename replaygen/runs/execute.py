@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from replaygen.errors import ObjectDamaged, ObjectMissing
+from replaygen.errors import LockTimeout, ObjectDamaged, ObjectMissing
 from replaygen.stages import Inputs, Out, Stage, Task, stage_of
 from replaygen.store import Record, Store
+
+log = logging.getLogger("replaygen.run")
 
 State = Literal["made", "adopted", "input-damaged"]
 
@@ -51,7 +56,7 @@ def execute(root: str, task: Task) -> Outcome:
     were rebuilt differently, is replaced.
     """
     store = open_store(root)
-    with store.lock(task.key):
+    with _locked(store, task), _ONE_AT_A_TIME:
         try:
             standing = store.get(task.key)
             if standing is not None and store.status(task.key).state == "cached":
@@ -64,13 +69,29 @@ def execute(root: str, task: Task) -> Outcome:
     return _outcome(published, "made")
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Random numbers, threads and determinism are set for a whole process, so it does one task at a time."""
+
+
+@contextmanager
+def _locked(store: Store, task: Task) -> Iterator[None]:
+    """The key's lock; while somebody else holds it, says so now and then."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(store.lock(task.key, timeout=30.0))
+                break
+            except LockTimeout:
+                log.warning("waiting: another run is doing %s", task.slot)
+        yield
+
+
 def _make(store: Store, task: Task) -> tuple[Record, Out]:
     stage: Stage[Any] = stage_of(task.stage)()
-    if "threads" in task.params:
-        _set_threads(int(task.params["threads"]))
     inputs, out = Inputs(store, task), Out(store, task)
     started, clock = datetime.now(UTC), time.perf_counter()
-    stage.run(parameters(stage, task.params), inputs, out)
+    with _threads(task.params.get("threads")):
+        stage.run(parameters(stage, task.params), inputs, out)
     record = out.record(
         inputs, environment(stage.heavy), started.isoformat(timespec="seconds"), time.perf_counter() - clock
     )
@@ -107,12 +128,21 @@ def _keep_memory() -> None:
     mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
-def _set_threads(threads: int) -> None:
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """torch with as many CPU threads as the recipe says, for one task."""
+    if wanted is None:
+        yield
+        return
     import torch
 
     _keep_memory()
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=2)
@@ -126,6 +156,7 @@ def environment(heavy: bool) -> dict[str, Any]:
         "replaygen": version("replaygen"),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "pillow": version("pillow"),
         "machine": platform.machine(),
     }
     if heavy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +15,8 @@ from replaygen.stages import Task
 if TYPE_CHECKING:
     from distributed import Client
 
+
+log = logging.getLogger("replaygen.run")
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2**30}
 """glibc gives freed memory back to the system at once by Dask's default, and training, which frees and takes the same
@@ -53,43 +57,79 @@ class Inline:
 
 
 class OnDask:
-    """On the workers of a Dask cluster; at most twice as many tasks as threads are sent ahead."""
+    """On the workers of a Dask cluster; at most twice as many tasks as workers are sent ahead."""
+
+    PATIENCE = 600.0
+    """Seconds to wait while the cluster has no worker at all."""
 
     def __init__(self, root: str, client: Client) -> None:
         self._root = root
         self._client = client
-        self._futures: dict[str, tuple[Any, Task]] = {}
-        self._done: Any = None
-        threads = sum(client.nthreads().values())
-        if threads == 0:
+        self._run = uuid.uuid4().hex[:12]  # two runs on one scheduler never share a task
+        self._tasks: dict[Any, Task] = {}
+        workers = len(client.nthreads())
+        if workers == 0:
             raise ReplaygenError("the Dask cluster has no workers", hint="start workers, or use workers = N in [run]")
-        self.slots = 2 * threads
+        self.slots = 2 * workers
 
     def submit(self, task: Task, attempt: int) -> None:
-        from distributed import as_completed
-
-        name = f"{task.stage}-{task.key[:20]}-{attempt}"
+        name = f"{task.stage}-{task.key[:16]}-{self._run}-{attempt}"
         future = self._client.submit(execute, self._root, task, key=name, pure=False, retries=0)
-        self._futures[name] = (future, task)
-        if self._done is None:
-            self._done = as_completed([future])
-        else:
-            self._done.add(future)
+        self._tasks[future] = task
 
     def next_done(self) -> tuple[Task, Outcome | BaseException]:
-        future = next(self._done)
-        _, task = self._futures.pop(future.key)
+        future = self._wait()
+        task = self._tasks.pop(future)
         if future.status == "finished":
             return task, future.result()
-        error = future.exception()
+        error = future.exception() if future.status == "error" else None
         return task, error if error is not None else RuntimeError(f"Dask gave the task up: {future.status}")
+
+    def _wait(self) -> Any:
+        from distributed import wait
+
+        alone = 0.0
+        while True:
+            try:
+                done, _ = wait(list(self._tasks), timeout=10, return_when="FIRST_COMPLETED")
+                return next(future for future in self._tasks if future in done)
+            except TimeoutError:
+                if self._client.status != "running":
+                    raise ReplaygenError(
+                        "the Dask scheduler went away", hint="what was made is kept; run the recipe again"
+                    ) from None
+                alone = 0.0 if self._client.nthreads() else alone + 10
+                if alone >= self.PATIENCE:
+                    raise ReplaygenError(
+                        f"the Dask cluster has had no worker for {alone:.0f} s",
+                        hint="start workers and run the recipe again; what was made is kept",
+                    ) from None
+                if alone:
+                    log.warning("the Dask cluster has no workers; waiting")
+
+
+@contextlib.contextmanager
+def remote_client(address: str) -> Iterator[Client]:
+    """A client of a running cluster.
+
+    Raises:
+        ReplaygenError: nothing answers at the address.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=20)
+    except (OSError, ValueError) as error:
+        raise ReplaygenError(
+            f"no Dask scheduler answers: {error}", where=address, hint="is it running, and is the address right?"
+        ) from None
+    with client:
+        yield client
 
 
 @contextlib.contextmanager
 def local_client(workers: int) -> Iterator[Client]:
     """A Dask cluster of `workers` one-thread processes on loopback, for the length of a run."""
-    import logging
-
     import dask
     from distributed import Client, LocalCluster
 

@@ -39,17 +39,18 @@ class ReplaySample:
 
 @dataclass(frozen=True)
 class ReplaySet:
-    """All replay of one class: its record in the store, and its samples."""
+    """All replay of one class: its record in the store, its samples, and the recipe's name of where they come from."""
 
     store: Store
     record: Record
     names: tuple[str, ...]
+    source: str
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """class, channel, source, samples, wanted, shortfall, shards."""
         found: dict[str, Any] = json.loads(self.store.read(self.record.output("manifest.json").digest))
-        return found
+        return {**found, "source": self.source}
 
     def shards(self) -> list[ReplayShard]:
         """Its shards, opened for reading by offset; cached features are left out."""
@@ -89,19 +90,20 @@ def replay_sets(plan: Plan) -> dict[str, ReplaySet]:
         if slot.startswith("replay/"):
             record = plan.store.get(key)
             if record is not None:
-                found[slot] = ReplaySet(plan.store, record, plan.opened.scenario.names)
+                found[slot] = ReplaySet(plan.store, record, plan.opened.scenario.names, slot.split("/")[1])
     return found
 
 
 def first_sets(plan: Plan) -> Mapping[str, ReplaySet]:
-    """By class name, the first replay set of each class in plan order.
+    """By class name, the sets of the plan's first replay source, each by its first method and seed.
 
     Raises:
         DataError: the plan has no replay, or none was made yet.
     """
     sets: dict[str, ReplaySet] = {}
-    for slot, found in replay_sets(plan).items():
-        sets.setdefault(slot.rsplit("/", 1)[1], found)
+    for found in replay_sets(plan).values():
+        if not sets or found.source == next(iter(sets.values())).source:
+            sets.setdefault(found.record.params["class_name"], found)
     if not sets:
         raise DataError(
             "no replay set was made", where=plan.recipe.name, hint="run a recipe with a [replay.NAME] table"

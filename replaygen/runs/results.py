@@ -71,9 +71,9 @@ class RunResult:
         return tuple(sorted(found, key=lambda step: step.step))
 
     def last(self, method: str) -> tuple[StepResult, ...]:
-        """A method's evaluation after the last step, one a seed."""
+        """A method's evaluation after the last step, one a seed; seeds that are not that far are left out."""
         ends = [self.of(method, seed) for seed in self.seeds()]
-        return tuple(end[-1] for end in ends if end)
+        return tuple(end[-1] for end in ends if end and end[-1].step == len(self.step_names) - 1)
 
     def mean(self, method: str, metric: str) -> tuple[float, float]:
         """Mean and standard deviation (0 for one seed) over seeds of a metric after the last step, in percent."""
@@ -127,10 +127,10 @@ def read_result(plan: Plan) -> RunResult:
 
 
 def _evaluations(plan: Plan) -> Iterator[StepResult]:
-    for slot, key in plan.slots.items():
-        if not slot.startswith("evaluate/"):
-            continue
-        record = plan.store.get(key)
+    places = {slot: key for slot, key in plan.slots.items() if slot.startswith("evaluate/")}
+    standing = plan.store.statuses(set(places.values()))
+    for slot, key in places.items():
+        record = plan.store.get(key) if standing[key].state == "cached" else None
         if record is None:
             continue
         told = json.loads(plan.store.read(record.output("result.json").digest))
@@ -143,7 +143,7 @@ def _evaluations(plan: Plan) -> Iterator[StepResult]:
             method=method, seed=int(seed.removeprefix("seed")), step=int(step.removeprefix("step")),
             names=tuple(told["names"]), new=tuple(told["new"]), old=tuple(told["old"]), metrics=told["metrics"],
             matrix=told["matrix"], images=told["images"], train_seconds=trained.seconds if trained else 0.0,
-            together=bool(told["trained_together"]),
+            together=bool(told.get("trained_together")),
         )  # fmt: skip
 
 
@@ -154,6 +154,9 @@ def table(result: RunResult) -> str:
     rows = [["method", "old", "new", "all", "background", "gap closed", "train s"]]
     for method in result.methods():
         last = result.last(method)
+        if not last:
+            rows.append([method, *["-"] * (len(rows[0]) - 1)])
+            continue
         closed = result.gap_closed(method)
         seconds = sum(step.train_seconds for seed in result.seeds() for step in result.of(method, seed))
         rows.append([
@@ -166,7 +169,8 @@ def table(result: RunResult) -> str:
     seeds = result.seeds()
     head = f"{result.title}: {result.task} {result.setting}, mIoU in percent after the last step"
     about = f"{len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else "1 seed"
-    lines = [head + f", {about}; background counted in old and all"]
+    counted = any(step.metrics["background_counted"] for step in result.steps)
+    lines = [head + f", {about}" + ("; background counted in old and all" if counted else "")]
     for row in rows:
         lines.append("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                                for i, (cell, width) in enumerate(zip(row, widths, strict=True))))  # fmt: skip

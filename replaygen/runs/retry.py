@@ -20,4 +20,4 @@ def worth_retrying(error: BaseException) -> bool:
 
 def stops_the_run(error: BaseException) -> bool:
     """Whether no other task can succeed either."""
-    return isinstance(error, OSError) and error.errno in _HOPELESS
+    return isinstance(error, OSError | ReplaygenError) and error.errno in _HOPELESS

@@ -15,7 +15,7 @@ from replaygen.plan import Plan, Task
 from replaygen.plan.estimate import read_statistics, seconds_of, write_statistics
 from replaygen.plan.status import statuses
 from replaygen.runs.execute import Outcome, root_of
-from replaygen.runs.executors import Executor, Inline, OnDask, local_client
+from replaygen.runs.executors import Executor, Inline, OnDask, local_client, remote_client
 from replaygen.runs.progress import Progress, Quiet
 from replaygen.runs.results import RunResult, read_result
 from replaygen.runs.retry import stops_the_run, worth_retrying
@@ -184,9 +184,7 @@ def _drive(plan: Plan, client: Client | None, progress: Progress, tally: Tally) 
     if client is not None:
         _rounds(plan, OnDask(root, client), progress, tally)
     elif table.scheduler is not None:
-        from distributed import Client as Connect
-
-        with Connect(table.scheduler, timeout=20) as remote:
+        with remote_client(table.scheduler) as remote:
             _rounds(plan, OnDask(root, remote), progress, tally)
     elif table.workers > 0:
         with local_client(table.workers) as local:
@@ -285,6 +283,14 @@ class _Round:
         elif outcome.state == "input-damaged":
             log.warning("%s: %s", task.slot, outcome.message)
             self.damaged = True
+        elif self.plan.store.get(task.key) is None:
+            self._failed(
+                task,
+                StoreError(
+                    "the worker's store is not this one", where=str(self.plan.store.root),
+                    hint="workers must see the store at the same path",
+                ),
+            )  # fmt: skip
         else:
             self.tally.take(task, outcome)
             self.progress.done(task, outcome)

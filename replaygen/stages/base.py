@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from replaygen.errors import StoreError
+from replaygen.errors import ObjectMissing
 from replaygen.store import Counts, OutputObject, Record, Shard, Store, task_key, write_shard
 
 P = TypeVar("P")
@@ -56,9 +56,7 @@ class Inputs:
                 continue
             record = store.get(key)
             if record is None:
-                raise StoreError(
-                    f"input {role} {key[:12]} of {task.slot} is not in the store", hint="run the plan again"
-                )
+                raise ObjectMissing(f"input {role} {key[:12]} of {task.slot} is not in the store")
             self._records[key] = record
         self.read_digests = {key: record.outputs_digest for key, record in self._records.items()}
 

@@ -38,7 +38,22 @@ class EvaluateStage(Stage[EvaluateParams]):
 
     name = "evaluate"
     version = 1
-    modules = ("replaygen.learn.metrics", "replaygen.learn.predict", "replaygen.stages.context")
+    modules = (
+        "replaygen.learn.metrics",
+        "replaygen.learn.predict",
+        "replaygen.learn.checkpoint",
+        "replaygen.learn.networks",
+        "replaygen.learn.heads",
+        "replaygen.learn.encoders",
+        "replaygen.learn.oplist",
+        "replaygen.learn.specs",
+        "replaygen.learn.samples",
+        "replaygen.learn.views",
+        "replaygen.scenario.scenario",
+        "replaygen.scenario.cut",
+        "replaygen.scenario.tasks",
+        "replaygen.datasets.base",
+    )
     seconds_per_sample = 0.03
     bytes_per_sample = 500
     heavy = True

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 _MODULES = (
     "replaygen.learn.features",
-    "replaygen.learn.views",
-    "replaygen.learn.oplist",
+    "replaygen.learn.networks",
+    "replaygen.learn.heads",
     "replaygen.learn.encoders",
-    "replaygen.stages.context",
+    "replaygen.learn.oplist",
+    "replaygen.learn.specs",
+    "replaygen.learn.samples",
+    "replaygen.learn.views",
 )
 
 

@@ -69,6 +69,7 @@ def read_given(folder: Path, names: Sequence[str], network: dict[str, Any]) -> G
         tensors, info = (folder / TENSORS).read_bytes(), (folder / INFO).read_bytes()
         told = json.loads(info)
         step, known, trained_as = told["step"], list(told["names"]), told["network"]
+        _ = told["new"], told["format"], told["channels"]
     except OSError as error:
         raise ModelError(
             f"cannot read the step-0 model: {error.strerror}", where=str(error.filename),
@@ -76,7 +77,9 @@ def read_given(folder: Path, names: Sequence[str], network: dict[str, Any]) -> G
         ) from None  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"not the description of a model ({error})", where=str(folder / INFO), hint="it needs step, names, network"
+            f"not the description of a model ({error})",
+            where=str(folder / INFO),
+            hint="it needs step, names, new, network, channels and format",
         ) from None
     if step != 0:
         raise ModelError(

@@ -40,7 +40,18 @@ class LabelStage(Stage[LabelParams]):
 
     name = "label"
     version = 1
-    modules = ("replaygen.labelers.model", "replaygen.learn.predict", "replaygen.stages.context")
+    modules = (
+        "replaygen.labelers.model",
+        "replaygen.learn.predict",
+        "replaygen.learn.checkpoint",
+        "replaygen.learn.networks",
+        "replaygen.learn.heads",
+        "replaygen.learn.encoders",
+        "replaygen.learn.oplist",
+        "replaygen.learn.specs",
+        "replaygen.learn.samples",
+        "replaygen.learn.views",
+    )
     seconds_per_sample = 0.04
     bytes_per_sample = 1500
     heavy = True
@@ -101,7 +112,22 @@ class RelabelStage(Stage[RelabelParams]):
 
     name = "relabel"
     version = 1
-    modules = ("replaygen.labelers.model", "replaygen.learn.predict", "replaygen.stages.context")
+    modules = (
+        "replaygen.labelers.model",
+        "replaygen.learn.predict",
+        "replaygen.learn.checkpoint",
+        "replaygen.learn.networks",
+        "replaygen.learn.heads",
+        "replaygen.learn.encoders",
+        "replaygen.learn.oplist",
+        "replaygen.learn.specs",
+        "replaygen.learn.samples",
+        "replaygen.learn.views",
+        "replaygen.scenario.scenario",
+        "replaygen.scenario.cut",
+        "replaygen.scenario.tasks",
+        "replaygen.datasets.base",
+    )
     seconds_per_sample = 0.04
     bytes_per_sample = 1500
     heavy = True

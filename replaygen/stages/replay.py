@@ -10,9 +10,8 @@ from replaygen.stages.base import Inputs, Out, Stage
 
 @dataclass(frozen=True)
 class ReplayParams:
-    """source: the recipe's name of the replay source; wanted: samples asked for; a shortfall is reported."""
+    """wanted: samples asked for; a shortfall is reported."""
 
-    source: str
     class_name: str
     channel: int
     wanted: int
@@ -54,7 +53,7 @@ class ReplayStage(Stage[ReplayParams]):
         out.put_json(
             "manifest.json",
             {
-                "class": params.class_name, "channel": params.channel, "source": params.source, "samples": total,
+                "class": params.class_name, "channel": params.channel, "samples": total,
                 "wanted": params.wanted, "shortfall": max(0, params.wanted - total), "shards": shards,
             },
         )  # fmt: skip

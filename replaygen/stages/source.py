@@ -42,9 +42,11 @@ class PhotoStage(Stage[PhotoParams]):
             sample = photo_id(params.class_name, sha256)
             try:
                 data = (root / name).read_bytes()
-            except OSError:
-                out.fail(sample, "gone")
-                continue
+            except FileNotFoundError:
+                raise DataError(
+                    "a photo is gone since the plan was made", where=str(root / name),
+                    hint="is the folder mounted here? else run the recipe again",
+                ) from None  # fmt: skip
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise DataError(
                     "a photo changed after the plan was made", where=str(root / name), hint="run the plan again"
@@ -77,7 +79,13 @@ class ExemplarStage(Stage[ExemplarParams]):
 
     name = "exemplars"
     version = 1
-    modules = ("replaygen.sources.exemplar", "replaygen.sample", "replaygen.stages.context")
+    modules = (
+        "replaygen.sources.exemplar",
+        "replaygen.scenario.scenario",
+        "replaygen.scenario.cut",
+        "replaygen.scenario.tasks",
+        "replaygen.datasets.base",
+    )
     seconds_per_sample = 0.006
     bytes_per_sample = 20_000
     Params = ExemplarParams

@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from replaygen.canonical import digest_of
 from replaygen.classes import slug
 from replaygen.errors import ModelError
 from replaygen.stages.base import Inputs, Out, Stage
@@ -31,7 +33,6 @@ class TrainParams:
     """method: sha256 of the method's file; options: its own; fit: how it is fitted; all_data: joint training."""
 
     method: str
-    trainer: str
     options: dict[str, Any]
     fit: dict[str, Any]
     step: int
@@ -49,11 +50,25 @@ class TrainStage(Stage[TrainParams]):
     name = "train"
     version = 1
     modules = (
-        "replaygen.learn.fitting", "replaygen.learn.partial", "replaygen.learn.losses", "replaygen.learn.batches",
-        "replaygen.learn.samples", "replaygen.learn.buffer", "replaygen.learn.views", "replaygen.learn.networks",
-        "replaygen.learn.heads", "replaygen.learn.encoders", "replaygen.learn.oplist", "replaygen.learn.job",
-        "replaygen.learn.checkpoint", "replaygen.learn.specs", "replaygen.stages.context",
-    )  # fmt: skip
+        "replaygen.learn.fitting",
+        "replaygen.learn.partial",
+        "replaygen.learn.losses",
+        "replaygen.learn.batches",
+        "replaygen.learn.buffer",
+        "replaygen.learn.job",
+        "replaygen.learn.checkpoint",
+        "replaygen.learn.networks",
+        "replaygen.learn.heads",
+        "replaygen.learn.encoders",
+        "replaygen.learn.oplist",
+        "replaygen.learn.specs",
+        "replaygen.learn.samples",
+        "replaygen.learn.views",
+        "replaygen.scenario.scenario",
+        "replaygen.scenario.cut",
+        "replaygen.scenario.tasks",
+        "replaygen.datasets.base",
+    )
     seconds_per_sample = 0.01
     bytes_per_sample = 300
     heavy = True
@@ -76,7 +91,7 @@ class TrainStage(Stage[TrainParams]):
             new=step.seen if params.all_data else step.new, old=() if params.all_data else step.old, spec=spec,
             fit=FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})}),
             options=method.Options(**params.options) if hasattr(method, "Options") else None,
-            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=out.partial(), log=log.info,
+            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=_partial(inputs, out), log=log.info,
         )  # fmt: skip
         current = Samples(list(_current_items(params, dataset, scenario, inputs, views)))
         replayed = list(_replay_items(inputs, views))
@@ -84,9 +99,16 @@ class TrainStage(Stage[TrainParams]):
         made = method.step(params.step, current, Samples(replayed) if replayed else None, previous, job)
         out.accept(job.fit.iterations * job.fit.batch)
         out.put("model.safetensors", made.tensors)
-        out.put_json("model.json", {**made.info, "trainer": params.trainer, "all_data": params.all_data})
+        out.put_json("model.json", {**made.info, "all_data": params.all_data})
         out.put("method.py", source)
         out.provenance = {"current": len(current), "replay": len(replayed)}
+
+
+def _partial(inputs: Inputs, out: Out) -> Path:
+    """Where checkpoints of this fit lie: a fit of other bytes, or of another torch, begins anew."""
+    import torch
+
+    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
 
 
 def load_method(source: bytes, digest: str) -> ModuleType:
@@ -122,7 +144,7 @@ def _current_items(
     visible = scenario.step(params.step).seen if params.all_data else scenario.visible(params.step)
     relabelled = _Shards(inputs, "labels", "labels")
     features = Features.of(inputs)
-    rarest = _rarest(dataset, scenario, [key for k in steps for key in scenario.step(k).ids])
+    rarest = _rarest(dataset, scenario, visible, [key for k in steps for key in scenario.step(k).ids])
     seen: set[str] = set()
     for k in steps:
         for key in scenario.step(k).ids:
@@ -195,10 +217,12 @@ class _Shards:
         return self._of.get(sample)
 
 
-def _rarest(dataset: SegmentationDataset, scenario: Scenario, ids: Sequence[str]) -> dict[str, int]:
-    """For each image the channel of its rarest scenario class, 0 where it has none: what it stands for in balance."""
+def _rarest(
+    dataset: SegmentationDataset, scenario: Scenario, visible: Sequence[int], ids: Sequence[str]
+) -> dict[str, int]:
+    """For each image the channel of its rarest visible class, 0 where it has none: what it stands for in balance."""
     present = dataset.present(ids)
-    channel_of = {raw: channel for channel, raw in enumerate(scenario.raw, start=1)}
+    channel_of = {raw: channel for channel, raw in enumerate(scenario.raw, start=1) if channel in visible}
     held = {key: [channel_of[raw] for raw in present[key] if raw in channel_of] for key in ids}
     counts = Counter(channel for channels in held.values() for channel in channels)
     return {key: min(channels, key=lambda c: (counts[c], c), default=0) for key, channels in held.items()}

@@ -181,11 +181,13 @@ def explained(what: str, where: Path) -> Iterator[None]:
             errno.EACCES: "no permission to write: open the store with readonly=True, or give a writable folder",
             errno.EPERM: "no permission to write: open the store with readonly=True, or give a writable folder",
         }
-        raise StoreError(
+        told = StoreError(
             f"cannot {what}: {error.strerror or error}",
             where=str(where),
             hint=hints.get(error.errno or 0, "nothing was published; the same call can be made again"),
-        ) from error
+        )
+        told.errno = error.errno
+        raise told from error
 
 
 def _create(path: Path) -> int:

@@ -51,3 +51,26 @@ def test_a_cluster_that_is_not_there_is_an_error(workspace: Workspace) -> None:
     recipe = Recipe.load(workspace.recipe(TRAINING), {"run.scheduler": "tcp://127.0.0.1:9"})
     with pytest.raises(ReplaygenError, match=r"127\.0\.0\.1:9"):
         run(recipe.plan(recipe.store()))
+
+
+def test_a_worker_with_two_threads_gives_the_same_bytes(workspace: Workspace) -> None:
+    """Random numbers belong to the process: a worker with more threads still does one task at a time."""
+    from distributed import Client, LocalCluster
+
+    inline = run(_plan(workspace, TRAINING, "inline")).plan
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        threaded = run(_plan(workspace, TRAINING, "threads"), client).plan
+    assert _outputs(threaded) == _outputs(inline)
+
+
+def test_two_stores_on_one_scheduler(workspace: Workspace) -> None:
+    """The same recipe into two stores through one cluster: each store gets everything."""
+    with local_client(1) as client:
+        first = run(_plan(workspace, TRAINING, "one"), client)
+        second = run(_plan(workspace, TRAINING, "two"), client)
+    assert first.tally.made == second.tally.made == len(first.plan.tasks)

@@ -98,3 +98,38 @@ def test_an_unknown_row_is_refused(workspace: Workspace) -> None:
 
     with pytest.raises(RecipeError, match="recal"):
         Recipe.load(workspace.recipe(TRAINING)).narrowed(methods=["recal"])
+
+
+def test_sequential_labels_are_not_inpainted(workspace: Workspace) -> None:
+    """In `sequential` the step's own labels show the old classes, so a model's guess has no place there."""
+    slots = _plan(workspace, TRAINING, scenario__setting="sequential").slots
+    assert not any(slot.startswith("relabel/") for slot in slots)
+    assert any(slot.startswith("relabel/") for slot in _plan(workspace, TRAINING).slots)
+
+
+def test_names_are_in_no_key(workspace: Workspace, repository: Path) -> None:
+    """Another name for the same trainer file, row or replay source is no other work."""
+    plain = _plan(workspace, TRAINING)
+    (workspace.root / "trainers").mkdir()
+    shutil.copyfile(repository / "trainers" / "recall.py", workspace.root / "trainers" / "mine.py")
+    text = TRAINING.replace('name = "web"\ntrainer = "recall"', 'name = "renamed"\ntrainer = "mine"')
+    text = text.replace("[replay.photos]", "[replay.pictures]").replace('replay = "photos"', 'replay = "pictures"')
+    assert set(_plan(workspace, text).tasks) == set(plain.tasks)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"replay.photos.only": ["two", "threee"]}, "three"),
+        ({"replay.kept.folders": {"twoo": "x"}}, "two"),
+        ({"scenario.task": "10"}, "one step"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(workspace: Workspace, change: dict[str, Any], said: str) -> None:
+    """A misspelt class, or a task without a later step, is an error and not a smaller run."""
+    from replaygen.errors import ReplaygenError
+
+    recipe = Recipe.load(workspace.recipe(TRAINING), change)
+    with pytest.raises(ReplaygenError) as caught:
+        recipe.plan(recipe.store())
+    assert said in str(caught.value)

@@ -11,7 +11,7 @@ from conftest import BUILD_ONLY, TRAINING, Workspace
 
 from replaygen.errors import TaskError
 from replaygen.plan import Plan, Recipe
-from replaygen.runs import replay_sets, run, table
+from replaygen.runs import read_result, replay_sets, run, table
 
 
 def _plan(workspace: Workspace, text: str, **changes: Any) -> Plan:
@@ -210,3 +210,63 @@ def test_photos_are_stored_upright_and_without_metadata(workspace: Workspace, tm
                         shapes.append(image.size)
                         assert not image.getexif()
     assert shapes == [(20, 40)]
+
+
+def test_a_photo_that_vanishes_is_an_error_and_not_a_smaller_set(workspace: Workspace, tmp_path: Path) -> None:
+    """A folder that is not there when a task runs must not become an empty shard under the full shard's key."""
+    import shutil
+
+    own = tmp_path / "own"
+    shutil.copytree(workspace.data, own)
+    workspace.data = own
+    plan = _plan(workspace, BUILD_ONLY)
+    (own / "photos" / "two").rename(own / "photos" / "elsewhere")
+    with pytest.raises(TaskError, match="gone since the plan was made"):
+        run(plan)
+    (own / "photos" / "elsewhere").rename(own / "photos" / "two")
+    done = run(_plan(workspace, BUILD_ONLY))
+    assert done.tally.stages["photos"].accepted == 24
+
+
+def test_a_half_done_run_has_no_final_numbers(workspace: Workspace) -> None:
+    """A row whose last step is missing has no final mIoU, and the table says so."""
+    plan = run(_plan(workspace, TRAINING)).plan
+    plan.store.quarantine_record(plan.slots["evaluate/recall/seed0/step2"], "for a test")
+    result = read_result(_plan(workspace, TRAINING))
+    assert result.last("recall") == ()
+    assert len(result.of("recall", 0)) == 2
+    (row,) = [line for line in table(result).splitlines() if line.startswith("recall")]
+    assert row.split()[1:4] == ["-", "-", "-"]
+
+
+def test_a_damaged_input_record_is_rebuilt(workspace: Workspace) -> None:
+    """A record that is found damaged while its reader runs is made again, and the run goes on."""
+    run(_plan(workspace, BUILD_ONLY))
+    plan = _plan(workspace, BUILD_ONLY)
+    reader, source = plan.slots["replay/kept/one"], plan.slots["exemplars/kept/one/0000"]
+    plan.store.quarantine_record(reader, "for a test")
+    path = Path(plan.store.root) / "records" / source[:2] / f"{source}.json"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(b'"accepted":', b'"acceptxd":', 1))
+    done = run(plan)
+    assert done.tally.made + done.tally.adopted == 2
+    assert _plan(workspace, BUILD_ONLY).to_run() == []
+
+
+def test_threads_of_the_caller_are_left_as_they_were(workspace: Workspace) -> None:
+    """A run in this process sets torch's threads for its tasks, and puts them back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(_plan(workspace, TRAINING))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_replay_of_one_source_at_a_time(workspace: Workspace) -> None:
+    """`run.replay` holds the sets of the plan's first source only: never photos beside kept images."""
+    found = run(_plan(workspace, TRAINING)).replay
+    assert {one.source for one in found.values()} == {"kept"}

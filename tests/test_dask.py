@@ -60,7 +60,7 @@ def test_a_worker_with_two_threads_gives_the_same_bytes(workspace: Workspace) ->
     inline = run(_plan(workspace, TRAINING, "inline")).plan
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -128,3 +128,25 @@ def test_doctor_tells_what_is_there(tmp_path: Path) -> None:
     told = json.loads(_run("doctor", "--json", cwd=tmp_path).stdout)
     assert told["packages"]["torch"] is True
     assert told["cores"] >= 1
+
+
+def test_ctrl_c_says_what_is_kept(workspace: Workspace) -> None:
+    """An interrupted run exits with 130 and a sentence, and the same command goes on."""
+    import os
+    import signal
+    import time
+
+    recipe = str(workspace.recipe(TRAINING.replace("iterations = 80", "iterations = 4000")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "replaygen", "run", recipe], cwd=workspace.root, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    partial = workspace.root / "cache" / "partial"
+    waited = time.monotonic() + 120
+    while not (partial.is_dir() and any(partial.iterdir())) and time.monotonic() < waited:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to go on" in stderr
+    assert "Traceback" not in stderr

@@ -16,9 +16,6 @@ def main() -> None:
     except ReplaygenError as error:
         _tell(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; what was made is kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 def _tell(error: Exception) -> None:

@@ -132,7 +132,11 @@ def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None)
     planned = recipe.plan(store)
     if not as_json:
         print(planned, flush=True)
-    done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
+    try:
+        done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
+    except KeyboardInterrupt:
+        print("interrupted; what was made is kept, run the same command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
     page = _page(planned, done, report_to)
     if as_json:
         told = {"result": done.result.as_json(), "tally": done.as_json(), "report": str(page) if page else None}

@@ -74,7 +74,7 @@ name = "joint"
 trainer = "joint"
 """
 SIZES = {"train": 80, "iterations": 6, "base": 30} if QUICK else {"train": 400, "iterations": 40, "base": 160}
-STORES_KILLED = 2 if QUICK else 8
+STORES_KILLED = 2 if QUICK else 6
 KILLS_EACH = 2 if QUICK else 3
 
 Outputs = dict[str, tuple[tuple[str, str], ...]]

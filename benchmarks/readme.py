@@ -18,6 +18,11 @@ def spread(values: list[float]) -> str:
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
+def seeds(values: list[float]) -> str:
+    """How many seeds a list holds, in words."""
+    return f"{len(values)} seed{'s' if len(values) != 1 else ''}"
+
+
 def load(name: str) -> dict[str, Any] | None:
     """A benchmark's result, None where it was not run."""
     path = RESULTS / f"{name}.json"
@@ -50,8 +55,8 @@ def photos(name: str, title: str) -> list[str]:
         return []
     figures = told["figures"]
     lines = [
-        f"**{title}** (`{told['command']}`, {len(figures['recall']['all'])} seeds; RECALL closes "
-        f"{statistics.fmean(figures['gap_closed']):.0f} % of the gap):",
+        f"**{title}** (`{told['command']}`, {seeds(figures['recall']['all'])}; RECALL closes "
+        f"{statistics.fmean(figures['gap_closed']):.1f} % of the gap):",
         "",
         "| method | old | new | all | cow → sheep | sheep → cow |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

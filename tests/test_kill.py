@@ -33,6 +33,12 @@ def _outputs(recipe: Path, cache: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def _standing(recipe: Path, cache: Path) -> int:
+    """How many tasks have a record; slots may share a task."""
+    store = Store(cache, readonly=True)
+    return sum(store.get(key) is not None for key in Recipe.load(recipe).plan(store).tasks)
+
+
 def _uninterrupted(recipe: Path, cache: Path) -> tuple[float, dict[str, list[tuple[str, str]]]]:
     subprocess.run(_command(recipe, cache), check=True, capture_output=True)
     began = time.perf_counter()
@@ -50,7 +56,7 @@ def _kill_and_resume(recipe: Path, cache: Path, after: float) -> tuple[int, int,
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    standing = len(_outputs(recipe, cache)) if (cache / "format").is_file() else 0
+    standing = _standing(recipe, cache) if (cache / "format").is_file() else 0
     again = subprocess.run(_command(recipe, cache), check=True, capture_output=True, text=True)
     tally = json.loads(again.stdout)["tally"]
     return standing, tally["made"], tally["made"] + tally["adopted"] + tally["cached"]

@@ -190,9 +190,7 @@ def report(
     found, store = open_recipe(recipe, changes, cache_root)
     planned = found.plan(store)
     if not read_result(planned).steps:
-        raise DataError(
-            "nothing was evaluated yet", where=str(store.root), hint=f"run it first: replaygen run {recipe}"
-        )
+        raise DataError("nothing was evaluated", where=str(store.root), hint=f"run it first: replaygen run {recipe}")
     out = out or found.workspace / "reports" / f"{found.name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     page = write_report(planned, out)
@@ -216,7 +214,10 @@ def show(
     found, store = open_recipe(recipe, changes, cache_root)
     sets = replay_sets(found.plan(store))
     if not sets:
-        raise DataError("no replay was made yet", where=str(store.root), hint=f"run it first: replaygen run {recipe}")
+        hint = f"run it first: replaygen run {recipe}, with the same --set"
+        if not found.table.method:
+            hint = "without a [[method]] no model labels the photos; only exemplars become replay sets"
+        raise DataError("no replay set was made", where=str(store.root), hint=hint)
     if class_name is not None:
         chosen = {slot: one for slot, one in sets.items() if one.record.params["class_name"] == class_name}
         if not chosen:

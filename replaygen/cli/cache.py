@@ -63,10 +63,15 @@ def why(
     root: Root = Path("cache"),
     as_json: Json = False,
 ) -> None:
-    """A key's ingredients, and how it differs from its nearest neighbour."""
-    report = _open(root, readonly=True).why(key)
+    """A key's ingredients, where its outputs lie, and how it differs from its nearest neighbour."""
+    store = _open(root, readonly=True)
+    report = store.why(key)
+    record = store.get(report.key)
+    outputs = [] if record is None else [
+        {"name": one.name, "samples": one.samples, "path": str(store.open_object(one.digest))} for one in record.outputs
+    ]  # fmt: skip
     if as_json:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print(json.dumps({**asdict(report), "outputs": outputs}, ensure_ascii=False))
         return
     print(f"{report.key}\nstage   {report.stage} version {report.version}, seed {report.seed}\nslot    {report.slot}")
     for name, value in report.params.items():
@@ -76,6 +81,8 @@ def why(
         print(f"  input {role}: {source[:16]}")
     if len(report.inputs) > 20:
         print(f"  ... and {len(report.inputs) - 20} more inputs")
+    for output in outputs:
+        print(f"  output {output['name']}: {output['path']}")
     if report.nearest is None:
         print("no other record of this stage")
         return

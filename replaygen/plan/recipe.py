@@ -216,7 +216,7 @@ def _explained(error: ValidationError, path: str, text: str) -> RecipeError:
         more = f" (you wrote {given[0]!r}?)" if given else ""
         return RecipeError(f"missing key {dotted!r}{more}", where=where, hint=f"add {location[-1]} = ...")
     message = first["msg"].removeprefix("Value error, ")
-    hint = "the recipes reference says what each key takes"
+    hint = "docs/recipes.md says what each key takes"
     if first["type"] == "literal_error":
         hint = f"one of {first['ctx']['expected']}"
     return RecipeError(f"{dotted or 'recipe'}: {message}", where=where, hint=hint)

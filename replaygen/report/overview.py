@@ -170,7 +170,7 @@ def _legend(figure: Any, overview: Overview, height: float) -> None:
              for channel in _channels(overview) if channel < len(names)]  # fmt: skip
     if marks:
         legend = figure.legend(
-            handles=marks, loc="lower left", bbox_to_anchor=(0.0, 0.06 / height), ncols=min(9, len(marks)),
+            handles=marks, loc="lower left", bbox_to_anchor=(0.0, 0.06 / height), ncols=min(10, len(marks)),
             frameon=False, fontsize=11, handlelength=1, handleheight=1, columnspacing=1.4,
         )  # fmt: skip
         for text in legend.get_texts():

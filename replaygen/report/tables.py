@@ -80,7 +80,7 @@ def gap_closed(result: RunResult, method: str) -> list[float | None]:
     closed: list[float | None] = []
     for step in result.last(method):
         own, low, high = step.metrics.get("all"), lows.get(step.seed), highs.get(step.seed)
-        if own is not None and low is not None and high is not None and high != low:
+        if own is not None and low is not None and high is not None and high > low:
             closed.append(100.0 * (own - low) / (high - low))
     return closed
 

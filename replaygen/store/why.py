@@ -54,7 +54,7 @@ def why(records: Records, prefix: str) -> WhyReport:
         what = "no record" if not found else f"{len(found)} records"
         raise StoreError(
             f"{what} begins with {prefix}" if not found else f"{what} begin with {prefix}",
-            hint="`replaygen plan` shows the keys; a task that has not run has no record"
+            hint="`replaygen plan --tasks` shows the keys; a task that has not run has no record"
             if not found
             else "give more digits: " + ", ".join(key[: len(prefix) + 6] for key in found[:5]),
         )

@@ -19,6 +19,25 @@ from replaygen.store import Counts, OutputObject, Record, Shard, Store, task_key
 
 P = TypeVar("P")
 
+NETWORK_MODULES = (
+    "replaygen.learn.networks",
+    "replaygen.learn.heads",
+    "replaygen.learn.encoders",
+    "replaygen.learn.oplist",
+    "replaygen.learn.specs",
+    "replaygen.learn.samples",
+    "replaygen.learn.views",
+)
+"""What decides a network's output, for `Stage.modules`."""
+
+DATA_MODULES = (
+    "replaygen.scenario.scenario",
+    "replaygen.scenario.cut",
+    "replaygen.scenario.tasks",
+    "replaygen.datasets.base",
+)
+"""What decides which images and labels a step has, for `Stage.modules`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import Features, open_current, open_model
 
 if TYPE_CHECKING:
@@ -42,17 +42,8 @@ class EvaluateStage(Stage[EvaluateParams]):
         "replaygen.learn.metrics",
         "replaygen.learn.predict",
         "replaygen.learn.checkpoint",
-        "replaygen.learn.networks",
-        "replaygen.learn.heads",
-        "replaygen.learn.encoders",
-        "replaygen.learn.oplist",
-        "replaygen.learn.specs",
-        "replaygen.learn.samples",
-        "replaygen.learn.views",
-        "replaygen.scenario.scenario",
-        "replaygen.scenario.cut",
-        "replaygen.scenario.tasks",
-        "replaygen.datasets.base",
+        *NETWORK_MODULES,
+        *DATA_MODULES,
     )
     seconds_per_sample = 0.03
     bytes_per_sample = 500

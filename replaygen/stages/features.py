@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.base import NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import encoder_of, open_dataset_of
 
 if TYPE_CHECKING:
@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 _MODULES = (
     "replaygen.learn.features",
-    "replaygen.learn.networks",
-    "replaygen.learn.heads",
-    "replaygen.learn.encoders",
-    "replaygen.learn.oplist",
-    "replaygen.learn.specs",
-    "replaygen.learn.samples",
-    "replaygen.learn.views",
+    *NETWORK_MODULES,
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from replaygen.errors import DataError
-from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import Features, open_current, open_model
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ class LabelStage(Stage[LabelParams]):
         "replaygen.labelers.model",
         "replaygen.learn.predict",
         "replaygen.learn.checkpoint",
-        "replaygen.learn.networks",
-        "replaygen.learn.heads",
-        "replaygen.learn.encoders",
-        "replaygen.learn.oplist",
-        "replaygen.learn.specs",
-        "replaygen.learn.samples",
-        "replaygen.learn.views",
+        *NETWORK_MODULES,
     )
     seconds_per_sample = 0.04
     bytes_per_sample = 1500
@@ -116,17 +110,8 @@ class RelabelStage(Stage[RelabelParams]):
         "replaygen.labelers.model",
         "replaygen.learn.predict",
         "replaygen.learn.checkpoint",
-        "replaygen.learn.networks",
-        "replaygen.learn.heads",
-        "replaygen.learn.encoders",
-        "replaygen.learn.oplist",
-        "replaygen.learn.specs",
-        "replaygen.learn.samples",
-        "replaygen.learn.views",
-        "replaygen.scenario.scenario",
-        "replaygen.scenario.cut",
-        "replaygen.scenario.tasks",
-        "replaygen.datasets.base",
+        *NETWORK_MODULES,
+        *DATA_MODULES,
     )
     seconds_per_sample = 0.04
     bytes_per_sample = 1500

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from replaygen.classes import slug
 from replaygen.errors import DataError
-from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import open_current
 
 
@@ -81,10 +81,7 @@ class ExemplarStage(Stage[ExemplarParams]):
     version = 1
     modules = (
         "replaygen.sources.exemplar",
-        "replaygen.scenario.scenario",
-        "replaygen.scenario.cut",
-        "replaygen.scenario.tasks",
-        "replaygen.datasets.base",
+        *DATA_MODULES,
     )
     seconds_per_sample = 0.006
     bytes_per_sample = 20_000

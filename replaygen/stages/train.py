@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.canonical import digest_of
 from replaygen.classes import slug
 from replaygen.errors import ModelError
-from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import Features, device_of, network_spec, open_current
 
 if TYPE_CHECKING:
@@ -57,17 +57,8 @@ class TrainStage(Stage[TrainParams]):
         "replaygen.learn.buffer",
         "replaygen.learn.job",
         "replaygen.learn.checkpoint",
-        "replaygen.learn.networks",
-        "replaygen.learn.heads",
-        "replaygen.learn.encoders",
-        "replaygen.learn.oplist",
-        "replaygen.learn.specs",
-        "replaygen.learn.samples",
-        "replaygen.learn.views",
-        "replaygen.scenario.scenario",
-        "replaygen.scenario.cut",
-        "replaygen.scenario.tasks",
-        "replaygen.datasets.base",
+        *NETWORK_MODULES,
+        *DATA_MODULES,
     )
     seconds_per_sample = 0.01
     bytes_per_sample = 300

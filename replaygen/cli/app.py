@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import cache, places
+from replaygen.cli import cache, generator, places
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan, Recipe
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(cache.app, name="cache")
 app.add_typer(places.recipes, name="recipes")
+app.add_typer(generator.app, name="generator")
 app.command()(places.init)
 app.command()(places.doctor)
 

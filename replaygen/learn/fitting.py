@@ -124,7 +124,7 @@ class _Fit:
         started = time.monotonic()
         folder = None if partial is None else PartialFolder(partial, self._identity(), self._warn)
         first = 0 if folder is None else self._resume(folder)
-        with _deterministic(self.device), torch.random.fork_rng(devices=_cuda(self.device)):
+        with deterministic(self.device), torch.random.fork_rng(devices=_cuda(self.device)):
             self._iterate(first, folder)
         if self.average:
             with torch.no_grad():
@@ -323,7 +323,8 @@ def _cuda(device: torch.device) -> list[int]:
 
 
 @contextlib.contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms for a fit on the CPU; the setting before is put back."""
     if device.type != "cpu":  # some CUDA kernels have no deterministic form; equal bytes are promised on the CPU only
         yield
         return

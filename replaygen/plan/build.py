@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
 from replaygen.learn.specs import HOW
+from replaygen.plan.generated import GENERATED, GeneratedTasks
 from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import Row, Rows
 from replaygen.sources.exemplar import choose
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.plan.generators import GeneratorAt
     from replaygen.scenario import Scenario, Step
 
 Inputs = list[tuple[str, str]]
@@ -49,6 +51,7 @@ class Opened:
     dataset: SegmentationDataset
     scenario: Scenario
     photos: Mapping[str, FolderPhotos]
+    generators: Mapping[str, GeneratorAt]
     network: dict[str, Any]
     encoder: dict[str, Any]
     rows: Rows
@@ -78,10 +81,12 @@ def build(recipe: RecipeTable, opened: Opened) -> Built:
     Raises:
         DataError: a class without any candidate photo.
     """
-    return _Builder(recipe, opened).build()
+    return Builder(recipe, opened).build()
 
 
-class _Builder:
+class Builder:
+    """Plans one recipe."""
+
     def __init__(self, recipe: RecipeTable, opened: Opened) -> None:
         self.recipe = recipe
         self.opened = opened
@@ -95,8 +100,10 @@ class _Builder:
         self.current_where = {name: opened.where[name] for name in ("data", "scenario", "network", "device")}
         self.features: dict[str, Inputs] = {}
         self.photo_shards: dict[tuple[str, int], list[str]] = {}
+        self.generated = GeneratedTasks(self)
 
     def build(self) -> Built:
+        """All of it."""
         if not self.opened.rows.rows:
             self._images_only()
         for seed in self.recipe.train.seeds:
@@ -118,7 +125,7 @@ class _Builder:
         for k in range(1, len(steps)):
             if row.replay is not None:
                 labeled_by = chain if k > 1 else f"base/seed{seed}"
-                replay_sets += self._replay(row.replay, steps[k - 1], model, labeled_by)
+                replay_sets += self._replay(row.replay, steps[k - 1], model, labeled_by, seed)
             relabelled = self._relabel(k, model, chain) if row.inpaint else []
             model = self._train(k, row, seed, chain, model, relabelled, replay_sets)
             self._evaluate(k, model, chain)
@@ -184,12 +191,12 @@ class _Builder:
     def _images_only(self) -> None:
         for source, table in self.recipe.replay.items():
             for step in self.scenario.steps:
-                for channel in self._channels(table, step):
+                for channel in self.channels(table, step):
                     if table.source == "exemplar":
                         kept = self._exemplars(source, table, step, channel)
                         self._close(source, table, channel, f"replay/{source}", kept, kept)
                     else:
-                        self._photos(source, table, channel)
+                        self.images(source, table, step, channel)
 
     # current data
 
@@ -237,20 +244,30 @@ class _Builder:
 
     # replay
 
-    def _channels(self, table: ReplayTable, step: Step) -> list[int]:
+    def channels(self, table: ReplayTable, step: Step) -> list[int]:
+        """The channels of a step that a source makes replay for."""
         return [channel for channel in step.new if table.only is None or self.scenario.names[channel] in table.only]
 
-    def _replay(self, source: str, step: Step, model: str, labeled_by: str) -> list[str]:
+    def images(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
+        """The image shards of a class: photos, or what a generator makes."""
+        if table.source in GENERATED:
+            return self.generated.images(source, table, step, channel)
+        return self._photos(source, table, channel)
+
+    def _replay(self, source: str, step: Step, model: str, labeled_by: str, seed: int) -> list[str]:
         table = self.recipe.replay[source]
         keys = []
-        for channel in self._channels(table, step):
+        for channel in self.channels(table, step):
             if table.source == "exemplar":
                 images = labels = self._exemplars(source, table, step, channel)
                 slot = f"replay/{source}"
             else:
-                images = self._photos(source, table, channel)
+                images = self.images(source, table, step, channel)
                 labels = self._labels(source, table, step, channel, model, labeled_by, images)
                 slot = f"replay/{source}/{labeled_by}"
+            if table.source in GENERATED:
+                base = self.built.slots[f"train/base/seed{seed}/step0"]
+                self.generated.quality(source, table, step, channel, seed, base, images, labels)
             keys.append(self._close(source, table, channel, slot, images, labels))
         return keys
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.classes import nearest_hint
 from replaygen.errors import DataError, RecipeError, ScenarioError
 from replaygen.plan.build import Opened
+from replaygen.plan.generators import open_generators
 from replaygen.plan.recipe import RecipeTable, expand_path
 from replaygen.plan.rows import resolve_rows
 from replaygen.stages.given import read_given
@@ -64,6 +65,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         dataset=dataset,
         scenario=scenario,
         photos=photos,
+        generators=open_generators(recipe, scenario, path=path, workspace=workspace, cache_dir=cache_dir),
         network=spec.identity(),
         encoder=spec.encoder_identity() if spec.kind != "small" else {},
         rows=resolve_rows(recipe, workspace=workspace, where=str(path)),
@@ -103,7 +105,7 @@ def _check_classes(recipe: RecipeTable, scenario: Scenario, path: Path) -> None:
             hint='give later classes, as in "5-1", or train "joint" alone',
         )  # fmt: skip
     for name, table in recipe.replay.items():
-        for given in (*(table.only or ()), *table.folders):
+        for given in (*(table.only or ()), *table.folders, *table.classes):
             if given not in scenario.names[1:]:
                 raise RecipeError(
                     f"replay.{name} names a class {given!r} that the scenario does not have", where=str(path),

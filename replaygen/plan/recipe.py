@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from replaygen.classes import nearest_hint
 from replaygen.errors import RecipeError
+from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSpec
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
+from replaygen.plan.workspace import shipped
 
 
 class Table(BaseModel):
@@ -50,11 +52,21 @@ class ScenarioTable(Table):
     protocol: Literal["background", "ignore"] = "background"
 
 
+_TABLES_OF = {
+    "folders": ("folder",),
+    "biggan": ("biggan",),
+    "diffusion": ("diffusion",),
+    "fit": ("fitted",),
+    "map": ("biggan", "diffusion"),
+    "classes": ("biggan", "diffusion"),
+}
+
+
 class ReplayTable(Table):
     """One replay source."""
 
-    source: Literal["folder", "exemplar"]
-    path: str | None = None
+    source: Literal["folder", "exemplar", "biggan", "diffusion", "fitted"]
+    path: str | None = Field(default=None, description="photos, or a generator's weights: a folder or a published name")
     folders: dict[str, str] = Field(default_factory=dict, description="class name -> folder name, where they differ")
     count: int = Field(default=150, ge=1, description="samples wanted per class")
     oversample: float = Field(default=1.0, ge=1.0, description="look at count x this many; what is too many is left")
@@ -62,6 +74,11 @@ class ReplayTable(Table):
     max_side: int | None = Field(default=256, ge=16)
     min_side: int = Field(default=0, ge=0, description="photos whose shorter side has fewer pixels are left out")
     only: tuple[str, ...] | None = Field(default=None, description="classes to make replay for; default: all it has")
+    classes: dict[str, int | str] = Field(default_factory=dict, description="class -> the generator's class")
+    biggan: BigGanSpec | None = None
+    diffusion: DiffusionSpec | None = None
+    fit: FitSpec | None = None
+    map: MapSpec | None = None
     label: Literal["query", "step", "seen"] = "query"
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -69,10 +86,21 @@ class ReplayTable(Table):
     looks: int = Field(default=1, ge=1, description="label with the mean of the first n fixed views")
 
     @model_validator(mode="after")
-    def _folder_has_path(self) -> ReplayTable:
+    def _fits_its_source(self) -> ReplayTable:
         if self.source == "folder" and self.path is None:
             raise ValueError("source 'folder' needs `path`, a folder with one sub-folder of photos per class")
+        if self.source in ("biggan", "diffusion") and self.path is None:
+            raise ValueError(f"source {self.source!r} needs `path`, a folder with weights or a published name")
+        for name, sources in _TABLES_OF.items():
+            if getattr(self, name) and self.source not in sources:
+                raise ValueError(f"source {self.source!r} takes no `{name}`; that goes with {' or '.join(sources)}")
         return self
+
+    def drawn(self) -> BigGanSpec | DiffusionSpec | FitSpec:
+        """How the generator is drawn from (`fitted`: fitted and drawn from)."""
+        if self.source == "biggan":
+            return self.biggan or BigGanSpec()
+        return (self.diffusion or DiffusionSpec()) if self.source == "diffusion" else (self.fit or FitSpec())
 
 
 class RelabelTable(Table):
@@ -141,6 +169,11 @@ class RecipeTable(Table):
             raise ValueError(f"method names must differ, got {names}")
         if "base" in names:
             raise ValueError("a method cannot be called 'base': that is the shared step 0")
+        for name, table in self.replay.items():
+            on = table.fit.on if table.fit is not None else "step"
+            if on != "step" and (on not in self.replay or self.replay[on].source != "folder"):
+                photos = [other for other, given in self.replay.items() if given.source == "folder"]
+                raise ValueError(f"replay.{name}.fit.on = {on!r} is no replay of photos; " + nearest_hint(on, photos))
         for method in self.method:
             if method.replay is not None and method.replay not in self.replay:
                 raise ValueError(
@@ -286,6 +319,8 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 def expand_path(text: str, *, workspace: Path, where: str, data_root: Path | None = None) -> Path:
     """A path of a recipe: `${NAME}` from the environment, `{data}` the data set's root, else relative to the workspace.
 
+    `{pipelines}` is the workspace's `pipelines/`, or the installed one where that does not hold the rest of the path.
+
     Raises:
         RecipeError: a variable that is not set.
     """
@@ -302,5 +337,9 @@ def expand_path(text: str, *, workspace: Path, where: str, data_root: Path | Non
     expanded = _VARIABLE.sub(value, text)
     if data_root is not None:
         expanded = expanded.replace("{data}", str(data_root))
+    if expanded.startswith("{pipelines}/"):
+        rest = expanded.removeprefix("{pipelines}/")
+        folders = [workspace / "pipelines", shipped() / "pipelines"]
+        return next((folder / rest for folder in folders if (folder / rest).exists()), folders[0] / rest)
     path = Path(expanded).expanduser()
     return path if path.is_absolute() else (workspace / path)

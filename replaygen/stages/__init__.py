@@ -7,8 +7,10 @@ from typing import Any
 from replaygen.stages.base import Inputs, Out, Stage, Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.generate import BigGanStage, ClassMapStage, DiffusionStage, FitGeneratorStage, FittedStage
 from replaygen.stages.given import GivenStage
 from replaygen.stages.label import LabelStage, RelabelStage
+from replaygen.stages.quality import QualityStage
 from replaygen.stages.replay import ReplayStage
 from replaygen.stages.source import ExemplarStage, PhotoStage
 from replaygen.stages.train import TrainStage
@@ -20,6 +22,12 @@ STAGES: dict[str, type[Stage[Any]]] = {
     for stage in (
         PhotoStage,
         ExemplarStage,
+        FitGeneratorStage,
+        ClassMapStage,
+        BigGanStage,
+        DiffusionStage,
+        FittedStage,
+        QualityStage,
         LabelStage,
         RelabelStage,
         CurrentFeatureStage,

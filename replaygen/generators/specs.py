@@ -1,0 +1,87 @@
+"""What a recipe says about generators. No torch here: a plan reads these."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BigGanSpec(_Table):
+    """`[replay.NAME.biggan]`: how a BigGAN is drawn from. `batch` is in the key, for it changes the last bits."""
+
+    truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="multiples of 0.02, but not all: see docs")
+    batch: int = Field(default=8, ge=1, le=256, description="images of one forward pass")
+    dtype: Precision = "float32"
+
+
+class DiffusionSpec(_Table):
+    """`[replay.NAME.diffusion]`: how a diffusion pipeline is drawn from."""
+
+    prompts: tuple[str, ...] = Field(
+        default=("a photo of a {class}",), min_length=1, description="used in turn; {class} is the class's name"
+    )
+    words: dict[str, str] = Field(default_factory=dict, description="class name -> what to call it in a prompt")
+    negative_prompt: str | None = None
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance: float | None = Field(default=None, ge=0.0, description="default: the pipeline's own")
+    size: int | None = Field(default=None, ge=8, description="side in pixels; default: the pipeline's own")
+    scheduler: Literal["own", "ddim", "dpm", "euler", "lcm"] = Field(
+        default="own", description="lcm with an LCM model or LoRA needs 1-8 steps"
+    )
+    lora: str | None = Field(default=None, description="a .safetensors file of LoRA weights")
+    lora_scale: float = 1.0
+    batch: int = Field(default=1, ge=1, le=64)
+    dtype: Precision = "float32"
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_the_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in value:
+            if "{class}" not in prompt:
+                raise ValueError(f"prompt {prompt!r} does not say {{class}}")
+        return value
+
+
+class MapSpec(_Table):
+    """`[replay.NAME.map]`: which of a generator's classes stands for which of ours, by a classifier (RECALL's rule)."""
+
+    classifier: str | None = Field(default=None, description="a folder with a transformers image classifier")
+    minimum: float = Field(default=0.1, ge=0.0, le=1.0, description="mean confidence below which there is no match")
+    images: int = Field(default=100, ge=1, description="images of the class that are looked at")
+
+
+class FitSpec(_Table):
+    """`[replay.NAME.fit]`: a generator fitted on the step's own images, or on another replay source's photos."""
+
+    kind: Literal["gan", "diffusion"] = "gan"
+    on: str = Field(default="step", description='"step": the images of the step that learns the class; else a replay')
+    size: Literal[16, 32, 64, 128] = 32
+    width: int = Field(default=16, ge=4, description="channels of the generator's last block")
+    critic_width: int = Field(default=24, ge=4, description="gan: channels of the discriminator's first block")
+    latent: int = Field(default=32, ge=4, description="gan: dimensions of z and of the class embedding")
+    iterations: int = Field(default=4000, ge=1)
+    warm_iterations: int | None = Field(default=None, ge=1, description="of a fit that starts from the step before")
+    batch: int = Field(default=32, ge=2)
+    lr: float = Field(default=5e-4, gt=0.0)
+    critic_lr: float = Field(default=5e-4, gt=0.0)
+    average: float = Field(default=0.999, ge=0.0, lt=1.0, description="decay of the averaged weights")
+    shift: float = Field(default=0.125, ge=0.0, le=0.5, description="augmentation of what the critic sees: translation")
+    light: float = Field(default=0.2, ge=0.0, le=1.0, description="... brightness and contrast")
+    flip: bool = Field(default=False, description="mirror the real images at random")
+    focus: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="share of real images cropped around an object of the class"
+    )
+    context: float = Field(default=2.0, ge=1.0, description="focus: side of the crop over the object's longer side")
+    warm: bool = Field(default=True, description="start from the generator of the step before")
+    bf16: bool = True
+    snapshots: int = Field(default=4, ge=1, le=50, description="points of the quality curve")
+    steps: int = Field(default=50, ge=1, description="diffusion: DDIM steps of a draw")
+    truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="gan: of a draw")
+    draw_batch: int = Field(default=16, ge=1, le=256, description="images of one forward pass of a draw")

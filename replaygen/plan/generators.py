@@ -1,0 +1,132 @@
+"""Open the generators that a recipe names: where their weights lie, what they are, and which class is which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from replaygen.errors import ModelError, RecipeError
+from replaygen.generators import classmap, imagenet
+from replaygen.learn.specs import file_sha256
+from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
+
+if TYPE_CHECKING:
+    from replaygen.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class GeneratorAt:
+    """A generator with published or own weights.
+
+    Attributes:
+        folder: where its files lie, in no key.
+        weights: file -> sha256.
+        labels: our class -> the generator's class, None where nothing stands for it.
+        prompted: it draws from texts, not from classes.
+        classifier: the folder or file of the classifier that maps classes when the run comes to it, and its digests.
+        names, count: the generator's classes.
+        lora: a file of LoRA weights.
+    """
+
+    folder: Path
+    weights: dict[str, str]
+    labels: Mapping[str, int | None] = field(default_factory=dict)
+    prompted: bool = False
+    classifier: tuple[Path, dict[str, str]] | None = None
+    lora: Path | None = None
+    names: tuple[str, ...] | None = None
+    count: int = 0
+
+
+def open_generators(
+    recipe: RecipeTable, scenario: Scenario, *, path: Path, workspace: Path, cache_dir: Path
+) -> dict[str, GeneratorAt]:
+    """Every `biggan` and `diffusion` source of a recipe, opened; nothing is loaded.
+
+    Raises:
+        ModelError: missing or damaged weights, pickles, a class that the generator lacks.
+        RecipeError: a class that nothing stands for.
+    """
+    return {
+        name: _open(name, table, scenario, path, workspace, cache_dir)
+        for name, table in recipe.replay.items()
+        if table.source in ("biggan", "diffusion")
+    }
+
+
+def _open(
+    name: str, table: ReplayTable, scenario: Scenario, path: Path, workspace: Path, cache_dir: Path
+) -> GeneratorAt:
+    from replaygen.generators.folder import weights_folder, weights_identity
+
+    kind: Literal["biggan", "diffusion"] = "biggan" if table.source == "biggan" else "diffusion"
+    assert table.path is not None
+    expanded = expand_path(table.path, workspace=workspace, where=str(path))
+    given = str(expanded) if expanded.exists() or table.path.startswith(("{", "$", "/", ".")) else table.path
+    folder = weights_folder(given, workspace=workspace, kind=kind)
+    weights = weights_identity(folder, kind, cache_dir=cache_dir)
+    lora = None
+    if table.diffusion is not None and table.diffusion.lora is not None:
+        lora = expand_path(table.diffusion.lora, workspace=workspace, where=str(path))
+        weights = {**weights, "lora": _file_digest(lora)}
+    if kind == "diffusion":
+        from replaygen.generators.pipelines_check import pipeline_kind
+
+        if pipeline_kind(folder) == "text":
+            return GeneratorAt(folder, weights, prompted=True, lora=lora)
+    names, count = _classes(folder, kind)
+    classifier = None
+    if table.map is not None and table.map.classifier is not None:
+        at = expand_path(table.map.classifier, workspace=workspace, where=str(path))
+        classifier = at, _classifier_identity(at)
+    wanted = [one for one in scenario.names[1:] if table.only is None or one in table.only]
+    found = classmap.resolve(
+        scenario.names[1:], given=table.classes, generator_names=names, generator_count=count,
+        table=None if classifier else imagenet.table_for(scenario.names[1:]),
+    )  # fmt: skip
+    labels = {one: found[one].index for one in wanted}
+    missing = [one for one in wanted if labels[one] is None]
+    if missing and classifier is None:
+        why = found[missing[0]].note
+        raise RecipeError(
+            f"replay.{name}: nothing that this generator makes stands for {', '.join(missing)}"
+            + (f" ({missing[0]}: {why})" if why else ""), where=str(path),
+            hint=f"give [replay.{name}.classes] {missing[0]} = INDEX, name a classifier in [replay.{name}.map], "
+            "leave the class out with `only`, or use a fitted generator",
+        )  # fmt: skip
+    return GeneratorAt(folder, weights, labels, False, classifier, lora, names, count)
+
+
+def _classes(folder: Path, kind: Literal["biggan", "diffusion"]) -> tuple[tuple[str, ...] | None, int]:
+    from replaygen.generators import biggan, pipelines_check
+
+    if kind == "biggan":
+        return biggan.class_names(folder), biggan.class_count(folder)
+    return pipelines_check.class_names(folder), pipelines_check.class_count(folder)
+
+
+def _classifier_identity(path: Path) -> dict[str, str]:
+    """File -> sha256 of a classifier: an op list with what lies beside it, or a folder's JSON and weights."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    else:
+        beside = [
+            path,
+            path.with_suffix(".safetensors"),
+            path.with_suffix(".pt"),
+            path.with_name("imagenet_labels.txt"),
+        ]
+        files = [file for file in beside if file.is_file()]
+    if not files:
+        raise ModelError(
+            "no classifier is here", where=str(path), hint="a folder of transformers, or an op list (.json)"
+        )
+    return {file.name: file_sha256(file) for file in files}
+
+
+def _file_digest(path: Path) -> str:
+    if not path.is_file():
+        raise ModelError("the LoRA weights are missing", where=str(path), hint="a .safetensors file")
+    return file_sha256(path)

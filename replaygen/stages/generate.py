@@ -1,0 +1,378 @@
+"""Stages that fit a generator, map its classes, and draw image shards from it."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from replaygen.canonical import digest_of
+from replaygen.errors import DataError, ModelError
+from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
+from replaygen.stages.context import device_of, open_current
+
+if TYPE_CHECKING:
+    from replaygen.generators.draws import Generator
+    from replaygen.generators.pictures import Fitted, Seen
+
+CLASS_ABSENT = "no-class-match"
+
+
+@dataclass(frozen=True)
+class FitParams:
+    """classes, channels: what it learns; step: whose images it is fitted on, None for photos; fit: see `FitSpec`."""
+
+    dataset: str
+    scenario: str
+    step: int | None
+    classes: tuple[str, ...]
+    channels: tuple[int, ...]
+    fit: dict[str, Any]
+    threads: int
+
+
+class FitGeneratorStage(Stage[FitParams]):
+    """A step's own images (or a source's photos) -> generator.safetensors, generator.json, snapshots, curve.json."""
+
+    name = "fit-generator"
+    version = 1
+    modules = (
+        "replaygen.generators.gan",
+        "replaygen.generators.critic",
+        "replaygen.generators.ddpm",
+        "replaygen.generators.pictures",
+        "replaygen.generators.specs",
+        "replaygen.learn.partial",
+        *DATA_MODULES,
+    )
+    seconds_per_sample = 0.3
+    bytes_per_sample = 700
+    heavy = True
+    Params = FitParams
+
+    def run(self, params: FitParams, inputs: Inputs, out: Out) -> None:
+        """Gather the pictures, fit, keep nothing of them but the weights."""
+        from replaygen.generators.pictures import Pictures
+        from replaygen.generators.specs import FitSpec
+
+        spec = FitSpec.model_validate(params.fit)
+        seen = _step_pictures(params, inputs) if params.step is not None else _photo_pictures(params, inputs)
+        pictures = Pictures(params.classes, seen, spec)
+        made = _fit(pictures, spec, inputs, _partial(inputs, out))
+        out.accept(iterations(spec, warm=bool(inputs.records("previous"))))
+        out.put("generator.safetensors", made.tensors)
+        out.put_json("generator.json", made.config)
+        if made.critic is not None:
+            out.put("critic.safetensors", made.critic)
+        out.put_json("curve.json", list(made.losses))
+        out.shard("snapshots", _snapshots(made))
+        out.provenance = {"pictures": len(pictures), "classes": list(params.classes)}
+
+
+def iterations(spec: Any, *, warm: bool) -> int:
+    """Iterations of a fit; one that goes on from the step before may take fewer."""
+    return int(spec.warm_iterations or spec.iterations) if warm else int(spec.iterations)
+
+
+def _partial(inputs: Inputs, out: Out) -> Path:
+    import torch
+
+    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
+
+
+def _fit(pictures: Any, spec: Any, inputs: Inputs, partial: Path) -> Fitted:
+    import logging
+
+    log = logging.getLogger("replaygen.fit").info
+    before = inputs.records("previous")
+    seed, device = int(inputs.seed or 0), device_of(inputs.where)
+    told = inputs.read_json(before[0], "generator.json") if before else {}
+    tensors = inputs.read(before[0], "generator.safetensors") if before else b""
+    if spec.kind == "gan":
+        from replaygen.generators.gan import fit_gan
+
+        critic = inputs.read(before[0], "critic.safetensors") if before else None
+        start = (tensors, told, critic) if before else None
+        return fit_gan(pictures, spec, seed=seed, partial=partial, start=start, device=device, log=log)
+    from replaygen.generators.ddpm import fit_ddpm
+
+    going = (tensors, told) if before else None
+    return fit_ddpm(pictures, spec, seed=seed, partial=partial, start=going, device=device, log=log)
+
+
+def _step_pictures(params: FitParams, inputs: Inputs) -> Iterator[Seen]:
+    from replaygen.generators.pictures import Seen
+
+    assert params.step is not None
+    dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
+    ids = scenario.steps[params.step].ids
+    present = dataset.present(ids)
+    raw = [scenario.raw[channel - 1] for channel in params.channels]
+    for image_id in ids:
+        held = [label for label, one in enumerate(raw) if one in present[image_id]]
+        if not held:
+            continue
+        image, mask = dataset.image(image_id), dataset.mask(image_id)
+        for label in held:
+            yield Seen(label, image, mask == raw[label] if mask.shape == image.shape[:2] else None)
+
+
+def _photo_pictures(params: FitParams, inputs: Inputs) -> Iterator[Seen]:
+    from replaygen.generators.pictures import Seen
+    from replaygen.sample import decode_image
+
+    labels = {name: label for label, name in enumerate(params.classes)}
+    for record in inputs.records("images"):
+        for sample, members in inputs.shard(record, "images"):
+            about = json.loads(members["json"])
+            data = members["png"] if "png" in members else members["jpg"]
+            yield Seen(labels[about["class"]], decode_image(data, where=sample))
+
+
+def _snapshots(made: Fitted) -> list[tuple[str, dict[str, bytes]]]:
+    from replaygen.sample import encode_png
+
+    classes = made.config["classes"]
+    items = []
+    for iteration, images in made.snapshots:
+        for n, image in enumerate(images):
+            about = {"iteration": iteration, "class": classes[n % len(classes)]}
+            members = {"png": encode_png(image), "json": json.dumps(about, sort_keys=True).encode()}
+            items.append((f"i{iteration:08d}-{n:04d}", members))
+    return items
+
+
+@dataclass(frozen=True)
+class MapParams:
+    """ids: per class the data set's images that contain it; classifier: file -> sha256.
+
+    names, count: the generator's classes, into which the classifier's are translated; see `generators.classmap`.
+    """
+
+    dataset: str
+    scenario: str
+    classes: tuple[str, ...]
+    ids: tuple[tuple[str, ...], ...]
+    classifier: dict[str, str]
+    names: tuple[str, ...] | None
+    count: int
+    minimum: float
+    threads: int
+
+
+class ClassMapStage(Stage[MapParams]):
+    """Real images of some classes -> classmap.json: which of a classifier's classes stands for each."""
+
+    name = "class-map"
+    version = 1
+    modules = ("replaygen.generators.classmap", "replaygen.generators.imagenet", *DATA_MODULES)
+    seconds_per_sample = 0.1
+    bytes_per_sample = 10
+    heavy = True
+    Params = MapParams
+
+    def run(self, params: MapParams, inputs: Inputs, out: Out) -> None:
+        """argmax over the classifier's classes of its mean confidence (RECALL's rule)."""
+        from replaygen.generators.classmap import measure, open_classifier, resolve
+
+        dataset, _ = open_current(inputs.where, params.dataset, params.scenario)
+        classify = open_classifier(Path(inputs.where["classifier"]), device_of(inputs.where))
+        images = {
+            name: (dataset.image(image_id) for image_id in ids)
+            for name, ids in zip(params.classes, params.ids, strict=True)
+        }
+        limit = max((len(ids) for ids in params.ids), default=1)
+        found = measure(images, classify, minimum=params.minimum, limit=limit)
+        mapped = resolve(
+            params.classes, given={}, generator_names=params.names, generator_count=params.count, measured=found
+        )
+        out.accept(sum(len(ids) for ids in params.ids))
+        out.put("classmap.json", mapped.to_json())
+
+
+@dataclass(frozen=True)
+class DrawParams:
+    """label: the generator's class, None where a class map says it or prompts do; weights: file -> sha256."""
+
+    class_name: str
+    label: int | None
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    spec: dict[str, Any]
+    weights: dict[str, str]
+    threads: int
+
+
+_open: OrderedDict[str, Generator] = OrderedDict()
+
+
+class _DrawStage(Stage[DrawParams]):
+    """Slice i of a class's seeds -> image shard i. What is not finite, black or blank is refused and counted."""
+
+    source: ClassVar[str]
+    heavy = True
+    Params = DrawParams
+
+    @abstractmethod
+    def open(self, params: DrawParams, inputs: Inputs) -> Generator:
+        """The generator, ready to draw."""
+
+    def run(self, params: DrawParams, inputs: Inputs, out: Out) -> None:
+        """Draw, look at each image, encode."""
+        from replaygen.generators.draws import Draw, fault, image_id, to_uint8
+        from replaygen.sample import encode_jpeg, encode_png
+
+        label = self._label(params, inputs)
+        if label is None and not params.prompts:
+            for seed in params.seeds:
+                out.reject(image_id(params.class_name, seed), CLASS_ABSENT)
+            out.shard("images", [])
+            return
+        generator = self._held(params, inputs)
+        items = []
+        batch = int(params.spec.get("batch") or params.spec.get("draw_batch") or 1)
+        for start in range(0, len(params.seeds), batch):
+            seeds = params.seeds[start : start + batch]
+            prompts = [params.prompts[(start + n) % len(params.prompts)] if params.prompts else None
+                       for n in range(len(seeds))]  # fmt: skip
+            draws = [Draw(seed, label, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
+            for draw, image in zip(draws, generator.draw(draws), strict=True):
+                sample = image_id(params.class_name, draw.seed)
+                reason = fault(image)
+                if reason is not None:
+                    out.reject(sample, reason)
+                    continue
+                about = {
+                    "class": params.class_name, "source": self.source, "seed": draw.seed, "label": label,
+                    "prompt": draw.prompt, "licence": None, "parent": None, "generator": _named(params, inputs),
+                    "height": int(image.shape[0]), "width": int(image.shape[1]),
+                }  # fmt: skip
+                small = max(image.shape) <= 64
+                encoded = {"png": encode_png(to_uint8(image))} if small else {"jpg": encode_jpeg(to_uint8(image))}
+                items.append((sample, {**encoded, "json": json.dumps(about, sort_keys=True).encode()}))
+                out.accept()
+        out.shard("images", items)
+
+    def _label(self, params: DrawParams, inputs: Inputs) -> int | None:
+        measured = inputs.records("classmap")
+        if params.label is not None or not measured:
+            return params.label
+        from replaygen.generators.classmap import ClassMap
+
+        return ClassMap.from_json(inputs.read(measured[0], "classmap.json"))[params.class_name].index
+
+    def _held(self, params: DrawParams, inputs: Inputs) -> Generator:
+        name = digest_of([self.name, params.spec, _named(params, inputs), device_of(inputs.where)])
+        if name not in _open:
+            _open.clear()
+            _open[name] = self.open(params, inputs)
+        return _open[name]
+
+
+def _named(params: DrawParams, inputs: Inputs) -> str:
+    fitted = inputs.records("generator")
+    return fitted[0].output("generator.safetensors").digest if fitted else digest_of(params.weights)
+
+
+def _checked(params: DrawParams, inputs: Inputs, kind: Any) -> Path:
+    from replaygen.generators.folder import weights_identity
+
+    folder = Path(inputs.where["folder"])
+    if weights_identity(folder, kind, cache_dir=Path(inputs.where["cache_dir"])) != params.weights:
+        raise ModelError(
+            "the generator's files changed after the plan was made", where=str(folder), hint="run the recipe again"
+        )
+    return folder
+
+
+class BigGanStage(_DrawStage):
+    """Draws from pytorch-pretrained-biggan's generator."""
+
+    name = "biggan"
+    version = 1
+    source = "biggan"
+    modules = (
+        "replaygen.generators.draws",
+        "replaygen.generators.biggan",
+        "replaygen.generators.biggan_net",
+        "replaygen.sample",
+    )
+    seconds_per_sample = 0.5
+    bytes_per_sample = 20_000
+
+    def open(self, params: DrawParams, inputs: Inputs) -> Generator:
+        """From a folder whose files are still those that were planned."""
+        from replaygen.generators.biggan import open_biggan
+        from replaygen.generators.specs import BigGanSpec
+
+        folder = _checked(params, inputs, "biggan")
+        return open_biggan(folder, BigGanSpec.model_validate(params.spec), device_of(inputs.where))
+
+
+class DiffusionStage(_DrawStage):
+    """Draws from a diffusers pipeline."""
+
+    name = "diffusion"
+    version = 1
+    source = "diffusion"
+    modules = (
+        "replaygen.generators.draws",
+        "replaygen.generators.diffusion",
+        "replaygen.generators.pipelines_check",
+        "replaygen.sample",
+    )
+    seconds_per_sample = 60.0
+    bytes_per_sample = 60_000
+
+    def open(self, params: DrawParams, inputs: Inputs) -> Generator:
+        """From a folder whose files are still those that were planned."""
+        from replaygen.generators.diffusion import open_diffusion
+        from replaygen.generators.specs import DiffusionSpec
+
+        folder = _checked(params, inputs, "diffusion")
+        spec = DiffusionSpec.model_validate({**params.spec, "lora": inputs.where.get("lora")})
+        return open_diffusion(folder, spec, device_of(inputs.where))
+
+
+class FittedStage(_DrawStage):
+    """Draws from a generator that a `fit-generator` task made."""
+
+    name = "fitted"
+    version = 1
+    source = "fitted"
+    modules = (
+        "replaygen.generators.draws",
+        "replaygen.generators.biggan",
+        "replaygen.generators.biggan_net",
+        "replaygen.generators.ddpm",
+        "replaygen.sample",
+    )
+    seconds_per_sample = 0.02
+    bytes_per_sample = 5_000
+
+    def open(self, params: DrawParams, inputs: Inputs) -> Generator:
+        """From the weights in the store."""
+        import tempfile
+
+        from replaygen.generators.specs import BigGanSpec, FitSpec
+
+        record = inputs.record("generator")
+        tensors, config = inputs.read(record, "generator.safetensors"), inputs.read_json(record, "generator.json")
+        spec = FitSpec.model_validate({**record.params["fit"], **params.spec})
+        if config["classes"][params.label or 0] != params.class_name:
+            raise DataError(f"the fitted generator does not know {params.class_name!r}")
+        if config["kind"] == "diffusion":
+            from replaygen.generators.ddpm import open_ddpm
+
+            return open_ddpm(tensors, config, spec, device_of(inputs.where))
+        from replaygen.generators.biggan import open_biggan
+
+        drawn = BigGanSpec(truncation=spec.truncation, batch=spec.draw_batch)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            (Path(folder) / "model.safetensors").write_bytes(tensors)
+            return open_biggan(Path(folder), drawn, device_of(inputs.where))

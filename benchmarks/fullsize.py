@@ -1,9 +1,9 @@
 """Pipelines of the published models' true size with random weights, and one timed image of each.
 
 No weights can be fetched where the benchmarks run; what loading, memory and a step cost does not depend on their
-values. The architectures are those of facebook/DiT-XL-2-256 (Peebles, Xie 2023) and Stable Diffusion 1.5 (Rombach et al. 2022),
-the latter without its safety checker and with a stand-in vocabulary: letters instead of CLIP's 49,408 word pieces, in a
-text encoder that has room for them all.
+values. The architectures are those of facebook/DiT-XL-2-256 (Peebles, Xie 2023) and Stable Diffusion 1.5 (Rombach et
+al. 2022), the latter without its safety checker and with a stand-in vocabulary: letters instead of CLIP's 49,408 word
+pieces, in a text encoder that has room for them all.
 """
 
 from __future__ import annotations

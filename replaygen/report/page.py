@@ -15,6 +15,7 @@ from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Scene, examples, scenes, shows
 from replaygen.report.files import check_folder, write_text
 from replaygen.report.pictures import Thumb, overlay, photo
+from replaygen.report.quality import Quality, qualities, quality_charts
 from replaygen.report.sheets import Sheet, sheets
 from replaygen.report.summary import Summary, rejections, summary
 from replaygen.report.tables import confusions, final_rows, finding, heats
@@ -49,6 +50,7 @@ class Report:
     scenes: tuple[Scene, ...]
     sheets: tuple[Sheet, ...]
     summary: Summary
+    qualities: tuple[Quality, ...] = ()
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -75,7 +77,7 @@ def gather(plan: Plan) -> Report:
     seed = min(result.seeds() or plan.recipe.table.train.seeds)
     return Report(
         result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))), tuple(sheets(plan, seed)),
-        summary(plan),
+        summary(plan), tuple(qualities(plan, seed)),
     )  # fmt: skip
 
 
@@ -86,12 +88,14 @@ def page(report: Report) -> str:
     result = report.result
     rows = final_rows(result)
     charts = [Markup(curves_svg(result, [metric])) for metric in _metrics(result)]
+    quality = [Markup(chart) for chart in quality_charts(report.qualities)]
     strips = [_strip(scene, report) for scene in report.scenes]
     return render(
         "report.html", report=report, result=result, rows=rows, finding=finding(rows), charts=charts,
         heats=heats(result), confusions=confusions(result), strips=strips, open_scenes=OPEN_SCENES,
         legend=_legend(report), columns=_columns(report), rejections=rejections(report.summary.stages),
         seeds=result.seeds(), images=max((step.images for step in result.steps), default=0),
+        qualities=report.qualities, quality_charts=quality,
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 

@@ -142,8 +142,10 @@ def quality_charts(found: Sequence[Quality]) -> list[str]:
     charts: list[str] = []
     for source in dict.fromkeys(quality.source for quality in found):
         drawn = [quality for quality in found if quality.source == source and quality.curve]
-        for start in range(0, len(drawn), LINES):
-            charts.append(_chart(drawn[start : start + LINES], len(charts)))
+        parts = -(-len(drawn) // LINES)
+        for part in range(parts):
+            lines = drawn[part * len(drawn) // parts : (part + 1) * len(drawn) // parts]
+            charts.append(_chart(lines, len(charts)))
     return charts
 
 

@@ -147,8 +147,10 @@ def compare(
     Returns:
         For each way the images per second (of the median round), its processor seconds per image, how many times the
         careful README loop's speed it has (median of the rounds' own ratios, by processor time on a CPU and by the
-        clock on a GPU), and the PSNR (dB, worst and mean image) against the careful README loop's images; and the
-        process's peak resident memory in 10^9 bytes after ours alone and after all.
+        clock on a GPU), and the PSNR (dB, worst and mean image) against the careful README loop's images, None for that
+        loop itself; and the process's peak resident memory in 10^9 bytes after ours alone and after all, with all that
+        the process did before. As it stands the README's loop draws other images: training mode goes on estimating the
+        weights' largest singular values.
     """
     import torch
 
@@ -205,15 +207,15 @@ def _in_turn(
     return timed
 
 
-def _figures(told: Timed, base: Timed, *, by_clock: bool) -> dict[str, float]:
+def _figures(told: Timed, base: Timed, *, by_clock: bool) -> dict[str, float | None]:
     mine, its = (told.seconds, base.seconds) if by_clock else (told.cpu_seconds, base.cpu_seconds)
-    decibels = psnr(told.images, base.images)
+    decibels = None if told is base else psnr(told.images, base.images)
     return {
         "images_per_s": round(1 / float(np.median(told.seconds)), 3),
         "cpu_s_per_image": round(float(np.median(told.cpu_seconds)), 4),
         "times_readme": round(float(np.median([b / a for a, b in zip(mine, its, strict=True)])), 2),
-        "psnr_worst": round(min(decibels), 1),
-        "psnr_mean": round(float(np.mean(decibels)), 1),
+        "psnr_worst": round(min(decibels), 1) if decibels else None,
+        "psnr_mean": round(float(np.mean(decibels)), 1) if decibels else None,
     }
 
 

@@ -130,8 +130,7 @@ def test_fitted_generators_are_fitted_drawn_from_and_measured(made: tuple[Worksp
 
 
 def test_a_fit_sees_the_images_of_its_own_step_only(made: tuple[Workspace, Run, Plan]) -> None:
-
-    plan = Recipe.load(str(workspace.recipe(GENERATED))).plan(Store(workspace.root / "cache"))
+    _, _, plan = made
     scenario = plan.opened.scenario
     for k in (0, 1):
         task = plan.tasks[plan.slots[f"generator/fitted/step{k}"]]
@@ -164,7 +163,8 @@ def test_a_fitted_gan_is_saved_and_drawn_from_as_a_biggan(made: tuple[Workspace,
 
 def test_a_fitted_diffusion_model_is_drawn_from(workspace: Workspace) -> None:
     text = GENERATED.split("[replay.fitted]")[0] + (
-        '[replay.tiny]\nsource = "fitted"\ncount = 3\nonly = ["zero"]\n[replay.tiny.fit]\nkind = "diffusion"\nsize = 16\n'
+        '[replay.tiny]\nsource = "fitted"\ncount = 3\nonly = ["zero"]\n[replay.tiny.fit]\n'
+        'kind = "diffusion"\nsize = 16\n'
         "width = 8\niterations = 4\nbatch = 4\nsteps = 2\nsnapshots = 1\ndraw_batch = 2\n"
     )
     _, plan = _run(workspace, text)

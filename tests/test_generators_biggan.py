@@ -121,7 +121,7 @@ def test_statistics_are_the_truncation_s_own_row(model: Any, tmp_path: Path) -> 
 
 
 def test_image_is_a_function_of_its_draw(folder: Path) -> None:
-    """The same bytes whatever is drawn beside it, before it or in another process, and whatever dtype the file has."""
+    """The same bytes whatever is drawn beside it or before it, and by a generator opened anew."""
     generator = open_biggan(folder, BigGanSpec(batch=4), "cpu")
     images = generator.draw(DRAWS)
     assert generator.draw(DRAWS[::-1])[::-1].tobytes() == images.tobytes()

@@ -1,9 +1,10 @@
-"""The fitted diffusion model: it learns, repeats itself byte for byte, survives a kill, and refuses what does not fit."""
+"""The fitted diffusion model: it learns, repeats itself byte for byte, survives a kill, refuses what does not fit."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,16 +26,17 @@ from replaygen.learn.fitting import Event
 
 SIZE = 16
 TINY = FitSpec(
-    kind="diffusion", size=16, width=8, iterations=14, batch=4, lr=2e-3, average=0.9, snapshots=2, steps=3, draw_batch=4,
-    bf16=False,
+    kind="diffusion", size=16, width=8, iterations=12, batch=4, lr=2e-3, average=0.9, snapshots=2, steps=2,
+    draw_batch=64, bf16=False,
 )  # fmt: skip
-LEARNS = TINY.model_copy(update={"iterations": 90, "batch": 8, "average": 0.95, "steps": 10, "bf16": True})
+LEARNS = TINY.model_copy(update={"iterations": 60, "batch": 8, "average": 0.95, "steps": 10, "bf16": True})
+DRAWN = LEARNS.model_copy(update={"draw_batch": 4})
 SHAPES = ("red square", "blue circle")
 DRAWS = [Draw(seed=100 + i, label=i % 2) for i in range(7)]
 
 
 def pictures(classes: tuple[str, ...] = SHAPES, shade: int = 230) -> Pictures:
-    """Twelve images a class on a dark ground: squares of red for every even label, circles of blue for every odd one."""
+    """Twelve images a class on a dark ground: squares of red for even labels, circles of blue for odd ones."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     seen = []
     for label in range(len(classes)):
@@ -64,7 +66,7 @@ def test_it_learns_which_class_is_red(learnt: Fitted) -> None:
     losses = [point["loss"] for point in learnt.losses]
     assert losses[-1] < losses[0] / 3
     assert learnt.losses[-1]["iteration"] == LEARNS.iterations
-    images = open_ddpm(learnt.tensors, learnt.config, LEARNS).draw(DRAWS)
+    images = open_ddpm(learnt.tensors, learnt.config, DRAWN).draw(DRAWS)
     assert images.shape == (7, SIZE, SIZE, 3)
     assert images.dtype == np.float32
     assert images.min() >= 0
@@ -76,8 +78,8 @@ def test_it_learns_which_class_is_red(learnt: Fitted) -> None:
 
 
 def test_snapshots_show_the_averaged_weights(learnt: Fitted) -> None:
-    """Two snapshots of 64 images, classes in turn; the last has the colours, the first iteration's weights would not."""
-    assert [iteration for iteration, _ in learnt.snapshots] == [45, 90]
+    """Two snapshots of 64 images, classes in turn, the last with the colours of its classes."""
+    assert [iteration for iteration, _ in learnt.snapshots] == [30, 60]
     last = learnt.snapshots[-1][1]
     assert last.shape == (64, SIZE, SIZE, 3)
     assert last.dtype == np.uint8
@@ -88,7 +90,7 @@ def test_snapshots_show_the_averaged_weights(learnt: Fitted) -> None:
 
 def test_an_image_is_a_function_of_its_draw(learnt: Fitted) -> None:
     """Any order and any number of draws: the same bytes for the same seed and label, others for another."""
-    generator = open_ddpm(learnt.tensors, json.loads(json.dumps(learnt.config)), LEARNS)
+    generator = open_ddpm(learnt.tensors, json.loads(json.dumps(learnt.config)), DRAWN)
     whole = generator.draw(DRAWS)
     turned = generator.draw(DRAWS[::-1])[::-1]
     single = [generator.draw([draw])[0] for draw in DRAWS[:3]]
@@ -98,14 +100,14 @@ def test_an_image_is_a_function_of_its_draw(learnt: Fitted) -> None:
     assert len({image.tobytes() for image in whole}) == len(DRAWS)
 
 
-@pytest.mark.parametrize("steps", [1, 7, 600])
-def test_any_number_of_steps_ends_without_noise(learnt: Fitted, steps: int) -> None:
-    """Numbers of steps that do not divide 1000 draw the same scene as 10 steps, and leave no noise on its ground."""
-    spec = LEARNS.model_copy(update={"steps": steps, "draw_batch": 2})
-    few = open_ddpm(learnt.tensors, learnt.config, spec).draw(DRAWS[:2])
-    ten = open_ddpm(learnt.tensors, learnt.config, LEARNS).draw(DRAWS[:2])
-    assert np.abs(few - ten).mean() < 0.12
-    assert few[:, 13:, 13:].std((1, 2)).max() < 0.1
+def test_steps_of_a_draw(learnt: Fitted) -> None:
+    """A number of steps that does not divide the 1000 noise levels draws nearly the same images, on a flat ground."""
+    seven, ten = (
+        open_ddpm(learnt.tensors, learnt.config, DRAWN.model_copy(update={"steps": steps})).draw(DRAWS)
+        for steps in (7, 10)
+    )
+    assert 0 < np.abs(seven - ten).mean() < 0.03
+    assert seven[:, 14:, 14:].std((1, 2)).max() < 0.15
 
 
 def test_equal_fits_are_equal_bytes(tiny: Fitted) -> None:
@@ -129,43 +131,42 @@ def assert_same(one: Fitted, two: Fitted) -> None:
 
 
 def test_killed_fit_ends_with_the_same_bytes(tmp_path: Path, tiny: Fitted) -> None:
-    """SIGKILL in a child process, before and after the first snapshot; what resumes equals the uninterrupted fit."""
+    """SIGKILL in a child process, between the two snapshots; what resumes equals the uninterrupted fit."""
     partial = tmp_path / "partial"
-    for checkpoints in (3, 6):
-        process = subprocess.Popen([sys.executable, __file__, str(partial)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(checkpoints):
-            while process.stdout.readline().strip() != "checkpoint":
-                assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+    process = subprocess.Popen([sys.executable, __file__, str(partial)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(7):
+        while process.stdout.readline().strip() != "checkpoint":
+            assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     events: list[Event] = []
     resumed = fit_ddpm(pictures(), TINY, seed=1, partial=partial, log=events.append)
     at = [event["iteration"] for event in events if event["event"] == "resumed"]
     assert len(at) == 1
-    assert 8 <= at[0] < TINY.iterations
+    assert 7 <= at[0] < TINY.iterations
     assert_same(resumed, tiny)
 
 
 def test_checkpoints_of_another_fit_are_left_alone(tmp_path: Path, tiny: Fitted) -> None:
     """A finished fit is not done again; another seed, other pictures or a start do not go on from its checkpoints."""
-    fit_ddpm(pictures(), TINY, seed=1, partial=tmp_path)
+    spec = TINY.model_copy(update={"iterations": 2, "snapshots": 1})
+    done = tmp_path / "done"
+    fit_ddpm(pictures(), spec, seed=1, partial=done)
 
-    def told(**given: Any) -> list[str]:
+    def told(of: Pictures, seed: int, start: tuple[bytes, dict[str, Any]] | None) -> list[str]:
         events: list[Event] = []
-        short = {"pictures": pictures(), "spec": TINY, "seed": 1, "start": None, **given}
-        fit_ddpm(short.pop("pictures"), short.pop("spec"), partial=tmp_path, log=events.append, **short)
-        return [event["event"] for event in events if event["event"] in ("resumed", "warning")]
+        folder = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(done, folder)
+        fit_ddpm(of, spec, seed=seed, partial=folder, start=start, log=events.append)
+        return [event["event"] for event in events]
 
-    assert told() == ["resumed"]
-    for other in ({"seed": 2}, {"pictures": pictures(shade=200)}, {"start": (tiny.tensors, tiny.config)}):
-        kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        assert told(**other) == ["warning"]
-        for path in tmp_path.iterdir():
-            path.unlink()
-        for name, data in kept.items():
-            (tmp_path / name).write_bytes(data)
+    assert told(pictures(), 1, None) == ["resumed"]
+    anew = ["warning", "progress", "progress", "checkpoint"]
+    assert told(pictures(), 2, None) == anew
+    assert told(pictures(shade=200), 1, None) == anew
+    assert told(pictures(), 1, (tiny.tensors, tiny.config)) == anew
 
 
 def test_warm_start_keeps_the_rows_of_known_classes(tiny: Fitted) -> None:
@@ -220,9 +221,9 @@ def test_damaged_weights_are_refused(tiny: Fitted, how: str) -> None:
 def test_another_architecture_is_refused(tiny: Fitted) -> None:
     """The description must be of the spec's network; the differing keys are named."""
     wider = TINY.model_copy(update={"width": 12})
-    with pytest.raises(ModelError, match="differ: widths$"):
+    with pytest.raises(ModelError, match=r"differ: widths\n"):
         open_ddpm(tiny.tensors, tiny.config, wider)
-    with pytest.raises(ModelError, match="differ: widths$") as caught:
+    with pytest.raises(ModelError, match=r"differ: widths\n") as caught:
         fit_ddpm(pictures(), wider, seed=1, start=(tiny.tensors, tiny.config))
     assert "warm = false" in caught.value.hint
     with pytest.raises(ModelError, match="differ: kind"):
@@ -246,13 +247,13 @@ def test_impossible_draws_are_refused(tiny: Fitted) -> None:
         fit_ddpm(pictures(), endless, seed=1)
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit() -> None:
-    """A learning rate that blows up is an error that says what to lower, at once or at the last iteration."""
-    for iterations in (20, 1):
-        spec = TINY.model_copy(update={"lr": 1e38, "iterations": iterations, "snapshots": 1, "average": 0.0})
-        with pytest.raises(ModelError, match=r"the loss became|holds NaN or infinity") as caught:
-            fit_ddpm(pictures(), spec, seed=1)
-        assert "lower lr" in caught.value.hint or "lower lr" in str(caught.value)
+@pytest.mark.parametrize(("iterations", "what"), [(20, "the loss became"), (1, "images drawn after 1 of 1")])
+def test_a_fit_that_blows_up_is_stopped(iterations: int, what: str) -> None:
+    """A learning rate that is far too high is an error that says what to lower, after the last iteration too."""
+    spec = TINY.model_copy(update={"lr": 1e30, "iterations": iterations, "snapshots": 1, "average": 0.0})
+    with pytest.raises(ModelError, match=what) as caught:
+        fit_ddpm(pictures(), spec, seed=1)
+    assert "lower fit.lr" in caught.value.hint
 
 
 def _slow(event: Event) -> None:

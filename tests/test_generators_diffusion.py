@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import string
@@ -288,11 +289,21 @@ def test_what_is_asked_for_shows(saved: Callable[[str], Path]) -> None:
     assert dit.draw([]).shape[0] == 0
 
 
-def test_half_precision_is_close(saved: Callable[[str], Path]) -> None:
-    for name in ("sd", "dit"):
-        exact = one(opened(saved(name), scheduler="ddim"))
-        for dtype in ("bfloat16", "float16"):
-            assert np.abs(one(opened(saved(name), scheduler="ddim", dtype=dtype)) - exact).mean() < 0.01
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_half_precision_is_close(saved: Callable[[str], Path], name: str) -> None:
+    exact = one(opened(saved(name)))
+    for dtype in ("bfloat16", "float16"):
+        assert 0 < np.abs(one(opened(saved(name), dtype=dtype)) - exact).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_a_decoder_that_overflows_in_half_precision_is_kept_in_float32(copy: Callable[[str], Path], name: str) -> None:
+    folder, large = copy(name), torch.full((16,), 6e4)
+    biases = ["decoder.conv_in.bias", *(f"decoder.mid_block.resnets.{number}.conv2.bias" for number in (0, 1))]
+    rewrite(folder / VAE, lambda held: held.update({bias: large.clone() for bias in biases}))
+    assert fault(one(opened(folder, dtype="float16"))[0]) is None
+    rewrite(folder / "vae/config.json", lambda config: config.update(force_upcast=False))
+    assert fault(one(opened(folder, dtype="float16"))[0]) == "not-finite"
 
 
 def test_black_is_told_from_not_a_number(saved: Callable[[str], Path], copy: Callable[[str], Path]) -> None:
@@ -448,22 +459,20 @@ def test_weights_under_a_variant_name_are_found(saved: Callable[[str], Path], co
     assert np.array_equal(one(opened(folder)), one(opened(saved("sd"))))
 
 
-def lora_of(folder: Path, target: Path, rename: Callable[[str], str] = str) -> Path:
+def lora_of(folder: Path, target: Path) -> Path:
     """LoRA weights for the attention of a saved pipeline's UNet, named by the pipeline's own writer."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
+    unet = UNet2DConditionModel.from_pretrained(str(folder / "unet"), local_files_only=True)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
     torch.manual_seed(1)
-    for key, tensor in pipeline.unet.named_parameters():
+    for key, tensor in unet.named_parameters():
         if "lora_" in key:
             torch.nn.init.normal_(tensor, std=0.5)
-    weights = get_peft_model_state_dict(pipeline.unet)
+    weights = get_peft_model_state_dict(unet)
     StableDiffusionPipeline.save_lora_weights(target.parent, weights, weight_name=target.name)
-    tensors = {rename(key): tensor for key, tensor in load_file(target).items()}
-    save_file(tensors, target)
     return target
 
 
@@ -480,16 +489,17 @@ def test_lora_weights_that_do_not_fit_are_refused(saved: Callable[[str], Path], 
     own = lora_of(saved("sd"), tmp_path / "own.safetensors")
     (tmp_path / "renamed.bin").write_bytes(own.read_bytes())
     (tmp_path / "short.safetensors").write_bytes(own.read_bytes()[:-8])
-    deeper = lora_of(saved("sd"), tmp_path / "deeper.safetensors", lambda key: key.replace("mid_block", "mid_block_2"))
-    nothing = lora_of(saved("sd"), tmp_path / "nothing.safetensors", lambda key: key.replace("unet.", "transformer."))
+    tensors = load_file(own)
+    for name, old, new in (("deeper", "mid_block", "mid_block_2"), ("nothing", "unet.", "transformer.")):
+        save_file({key.replace(old, new): tensors[key] for key in tensors}, tmp_path / f"{name}.safetensors")
     save_file({"unet.conv_in.weight": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    save_file({**load_file(own), "unet.a.dora_scale": torch.zeros(1)}, tmp_path / "dora.safetensors")
+    save_file({**tensors, "unet.a.dora_scale": torch.zeros(1)}, tmp_path / "dora.safetensors")
     for file, told in (
         (tmp_path / "absent.safetensors", "are missing"),
         (tmp_path / "renamed.bin", r"\.safetensors files only"),
         (tmp_path / "short.safetensors", "no whole safetensors file"),
-        (deeper, r"\d+ of \d+ LoRA tensors fit"),
-        (nothing, r"0 of \d+ LoRA tensors fit"),
+        (tmp_path / "deeper.safetensors", r"\d+ of \d+ LoRA tensors fit"),
+        (tmp_path / "nothing.safetensors", r"0 of \d+ LoRA tensors fit"),
         (tmp_path / "plain.safetensors", "do not fit|0 of 0"),
         (tmp_path / "dora.safetensors", "DoRA"),
     ):
@@ -528,3 +538,41 @@ def test_nothing_is_said_and_no_one_is_asked(
     assert asked == []
     assert capfd.readouterr() == ("", "")
     assert verbosity() == before
+
+
+@pytest.fixture(scope="module")
+def fullsize() -> Any:
+    """benchmarks/fullsize.py."""
+    found = importlib.util.spec_from_file_location("fullsize", REPOSITORY / "benchmarks" / "fullsize.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_full_size_is_the_published_size(fullsize: Any) -> None:
+    """Millions of parameters; DiT's is 675 and 27 more embeddings of step and class, as diffusers stores it."""
+    embedding = 1001 * 1152 + 256 * 1152 + 1152 + 1152 * 1152 + 1152
+    with torch.device("meta"):
+        networks = {name: getattr(fullsize, name)(1.0) for name in ("dit", "unet", "text_encoder", "vae")}
+    count = {name: sum(one.numel() for one in network.parameters()) for name, network in networks.items()}
+    assert round((count.pop("dit") - 27 * embedding) / 1e6) == 675
+    millions = {name: round(number / 1e6) for name, number in count.items()}
+    assert millions == {"unet": 860, "text_encoder": 123, "vae": 84}
+
+
+@pytest.mark.parametrize("make", ["make_dit", "make_stable_diffusion"])
+def test_full_size_pipelines_run_when_shrunk(fullsize: Any, tmp_path: Path, make: str) -> None:
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        getattr(fullsize, make)(tmp_path / folder, seed, scale=0.03)
+    key = "decoder.conv_in.weight"
+    files = {folder: load_file(tmp_path / folder / VAE) for folder in "abc"}
+    assert {tensor.dtype for tensor in files["a"].values()} == {torch.bfloat16}
+    assert all(torch.equal(files["a"][name], files["b"][name]) for name in files["a"])
+    assert not torch.equal(files["a"][key], files["c"][key])
+    told = fullsize.try_fullsize(tmp_path / "a", DiffusionSpec(dtype="bfloat16", steps=50, batch=4))
+    assert (told["finite"], told["side"]) == (True, 64)
+    assert 0 < told["step_s"] < told["step_s"] + told["rest_s"] < 60
+    assert 0 < told["load_s"] < 60
+    assert 0.1 < told["peak_rss_gb"] < 20

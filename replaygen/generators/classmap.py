@@ -356,13 +356,13 @@ def _from_oplist(path: Path, device: str, batch: int) -> Classifier:
 
 
 def _from_folder(path: Path, device: str, batch: int) -> Classifier:
-    from replaygen.learn.encoders import _quiet_transformers
+    from replaygen.learn.encoders import quiet_transformers
 
     hint = "a folder with config.json, preprocessor_config.json and model.safetensors of an image classifier"
     if not any(path.glob("*.safetensors")):
         raise ModelError("no .safetensors file in it; pickles (.bin, .pt) are never read", where=str(path), hint=hint)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, processor = _load(path)
     except Exception as error:  # transformers, safetensors and json raise many kinds; each means the same to us
         first = (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -53,6 +53,9 @@ _LAYERS = {
 class _TrainingNorm(BigGANBatchNorm):  # type: ignore[misc]
     """The package's conditional batch norm, with the batch's own statistics while training (the package has none)."""
 
+    moments: list[tuple[Tensor, Tensor]] | None = None
+    """Means and variances float [C] of each batch that came by, while they are gathered."""
+
     def forward(self, x: Tensor, truncation: float, condition_vector: Tensor | None = None) -> Tensor:
         if not self.training:
             kept: Tensor = super().forward(x, truncation, condition_vector)
@@ -64,9 +67,8 @@ class _TrainingNorm(BigGANBatchNorm):  # type: ignore[misc]
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         normal = F.batch_norm(x, None, None, None, None, training=True, eps=self.eps)
         scale, offset = self.scale(condition_vector), self.offset(condition_vector)
-        return normal * (1 + scale[..., None, None]) + offset[..., None, None]
-
-    moments: list[tuple[Tensor, Tensor]] | None = None
+        out: Tensor = normal * (1 + scale[..., None, None]) + offset[..., None, None]
+        return out
 
 
 def architecture(spec: FitSpec, classes: int) -> dict[str, Any]:
@@ -183,7 +185,7 @@ class _Gan:
         nets.critic.requires_grad_(False)
         generator_loss = -self._score(fake, labels).mean()
         self.for_generator.zero_grad(set_to_none=True)
-        generator_loss.backward()
+        generator_loss.backward()  # type: ignore[no-untyped-call]
         self.for_generator.step()
         nets.critic.requires_grad_(True)
         values = float(critic_loss.detach()), float(generator_loss.detach())
@@ -318,12 +320,15 @@ def _go_on(
     for net, data, table in ((generator, tensors, "embeddings.weight"), (critic, judged, "embedding.")):
         if data is None:
             continue
-        held = load(data)
-        own = net.state_dict()
-        for name, tensor in own.items():
-            if name.startswith(table):
-                continue
-            tensor.copy_(held[name])
+        held, own = load(data), net.state_dict()
+        kept = [name for name in own if not name.startswith(table)]
+        if set(held) != set(own) or any(held[name].shape != own[name].shape for name in kept):
+            raise ModelError(
+                "the weights of the generator of the step before are not those of its architecture",
+                hint="run the recipe again, or set fit.warm = false",
+            )
+        for name in kept:
+            own[name].copy_(held[name])
         _classes(own, held, table, before["classes"], config["classes"])
         net.load_state_dict(own)
 

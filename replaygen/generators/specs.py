@@ -16,8 +16,10 @@ class _Table(BaseModel):
 class BigGanSpec(_Table):
     """`[replay.NAME.biggan]`: how a BigGAN is drawn from. `batch` is in the key, for it changes the last bits."""
 
-    truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="multiples of 0.02, but not all: see docs")
-    batch: int = Field(default=8, ge=1, le=256, description="images of one forward pass")
+    truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="a multiple of 0.02 for the published weights")
+    batch: int = Field(
+        default=8, ge=1, le=256, description="images of one forward pass on a GPU; on a CPU one is fastest"
+    )
     dtype: Precision = "float32"
 
 
@@ -52,7 +54,7 @@ class DiffusionSpec(_Table):
 class MapSpec(_Table):
     """`[replay.NAME.map]`: which of a generator's classes stands for which of ours, by a classifier (RECALL's rule)."""
 
-    classifier: str | None = Field(default=None, description="a folder with a transformers image classifier")
+    classifier: str | None = Field(default=None, description="a folder of transformers, or an op list (.json)")
     minimum: float = Field(default=0.1, ge=0.0, le=1.0, description="mean confidence below which there is no match")
     images: int = Field(default=100, ge=1, description="images of the class that are looked at")
 

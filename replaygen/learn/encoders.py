@@ -167,7 +167,7 @@ def _transformers_body(spec: NetworkSpec) -> nn.Module:
         if not spec.pretrained:
             return _Maps(model)
         # by the class itself: AutoBackbone.from_pretrained asks the hub whether a local folder exists there
-        with _quiet_transformers():
+        with quiet_transformers():
             model, told = type(model).from_pretrained(
                 source, config=config, use_safetensors=True, output_loading_info=True, **where
             )  # fmt: skip
@@ -184,7 +184,7 @@ def _transformers_body(spec: NetworkSpec) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no loading report: what matters of it becomes a ModelError."""
     from transformers.utils import logging
 

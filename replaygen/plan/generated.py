@@ -160,8 +160,12 @@ class GeneratedTasks:
         place = step.index if (source, step.index) in self.fits else None
         if (source, place) in self.fits:
             inputs.append(("fit", self.fits[source, place]))
-            photos = self.built.tasks[self.fits[source, place]].inputs
-            inputs += [("photos", key) for role, key in photos if role == "images"]
+            fitted_on = self.built.tasks[self.fits[source, place]].inputs
+            inputs += [
+                ("photos", key)
+                for role, key in fitted_on
+                if role == "images" and self.built.tasks[key].params["class_name"] == self.scenario.names[channel]
+            ]
         requested = sum(self.built.tasks[key].requested for key in images)
         where = self.builder.current_where
         task: Task = QualityStage.task(params, inputs=inputs, slot=slot, where=where, requested=requested)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, FAINT = "#010203", "#010204"
-"""Stand-ins while drawing; `_themed` puts the page's colours in their place."""
+"""Stand-ins while drawing; `themed` puts the page's colours in their place."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TITLES = {"all": "all classes", "old": "old classes", "new": "new classes"}
@@ -78,7 +78,7 @@ def curves_svg(result: RunResult, metrics: Sequence[str] = ("all", "old", "new")
         empty = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(written, format="svg", transparent=True, metadata=empty)
     label = "mIoU over steps: " + ", ".join(TITLES.get(metric, plain(metric)) for metric in metrics)
-    return _themed(written.getvalue(), prefix="-".join(metrics), label=label)
+    return themed(written.getvalue(), prefix="-".join(metrics), label=label)
 
 
 def _draw(panel: Axes, lines: list[Curve], methods: tuple[str, ...], last: int, title: str) -> None:
@@ -149,7 +149,7 @@ def stand_in(index: int) -> str:
     return f"#0102{0x10 + index % len(METHODS):02x}"
 
 
-def _themed(svg: bytes, *, prefix: str, label: str) -> str:
+def themed(svg: bytes, *, prefix: str, label: str) -> str:
     """Own ids, page colours, no namespaces prefixes, no metadata: fit to stand inside HTML beside others."""
     root = ElementTree.fromstring(svg)
     colors = {INK: "currentColor", FAINT: "var(--chart-grid, #d8dce0)"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replaygen.report.curves import FAINT, INK, MARKERS, _themed, short, spread, stand_in
+from replaygen.report.curves import FAINT, INK, MARKERS, short, spread, stand_in, themed
 from replaygen.report.pictures import Thumb, photo
 from replaygen.report.text import number, plain
 from replaygen.sample import decode_image
@@ -162,7 +162,7 @@ def _chart(lines: Sequence[Quality], index: int) -> str:
         written = io.BytesIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     names = ", ".join(plain(line.name) for line in lines)
-    return _themed(written.getvalue(), prefix=f"quality-{index}", label=f"KID over iterations of the fit: {names}")
+    return themed(written.getvalue(), prefix=f"quality-{index}", label=f"KID over iterations of the fit: {names}")
 
 
 def _draw(panel: Axes, lines: Sequence[Quality]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from replaygen.canonical import digest_of
 from replaygen.errors import DataError, ModelError
+from replaygen.learn.specs import file_sha256
 from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import device_of, open_current
 
@@ -282,7 +283,10 @@ def _checked(params: DrawParams, inputs: Inputs, kind: Any) -> Path:
     from replaygen.generators.folder import weights_identity
 
     folder = Path(inputs.where["folder"])
-    if weights_identity(folder, kind, cache_dir=Path(inputs.where["cache_dir"])) != params.weights:
+    found = weights_identity(folder, kind, cache_dir=Path(inputs.where["cache_dir"]))
+    if "lora" in inputs.where:
+        found["lora"] = file_sha256(Path(inputs.where["lora"]))
+    if found != params.weights:
         raise ModelError(
             "the generator's files changed after the plan was made", where=str(folder), hint="run the recipe again"
         )

@@ -29,33 +29,44 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def table(name: str, recipe: str, *, person: bool = False) -> None:
+def table(
+    name: str, recipe: str, *, person: bool = False, rows: Sequence[str] = ROWS, main: str = "recall",
+    quick: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Run a recipe for every seed and write its figures.
 
     Args:
         name: of the benchmark.
         recipe: of the recipe.
         person: also give the person's IoU after every step.
+        rows: of the recipe, in the order of the figures.
+        main: the row whose share of the gap is told.
+        quick: what `--quick` lays over the recipe.
     """
     need_data("voc_animals", "web_animals", "weights")
+    if quick is not None:
+        TINY.clear()
+        TINY.update(quick)
     if QUICK:
         with fresh_folder() as folder:
-            write(name, _figures(recipe, folder, person))
+            write(name, _figures(recipe, folder, person, rows, main))
     else:
-        write(name, _figures(recipe, REPOSITORY / "data" / f"bench-{name}", person))
+        write(name, _figures(recipe, REPOSITORY / "data" / f"bench-{name}", person, rows, main))
 
 
-def _figures(recipe: str, folder: Path, person: bool) -> dict[str, Any]:
+def _figures(recipe: str, folder: Path, person: bool, rows: Sequence[str], main: str) -> dict[str, Any]:
     from replaygen.runs import read_result
 
     alone = _run(recipe, folder, SEEDS[:1])
     every = _run(recipe, folder, SEEDS)
     plan = _plan(recipe, folder, SEEDS)
     result = read_result(plan)
-    figures: dict[str, Any] = {row: _row(result.last(row)) for row in ROWS}
-    figures["gap_closed"] = rounded(result.gap_closed("recall") or [])
+    figures: dict[str, Any] = {row: _row(result.last(row)) for row in rows}
+    figures["gap_closed"] = rounded(result.gap_closed(main) or [])
     if person:
-        figures["person_iou"] = {row: _course(result, row, "person") for row in ROWS}
+        figures["person_iou"] = {row: _course(result, row, "person") for row in rows}
+    figures["rows"] = list(rows)
+    figures["quality"] = _quality(plan)
     figures |= {
         "seeds": list(SEEDS),
         "seconds_one_seed_alone": _part(alone, "seconds", 1),
@@ -66,6 +77,15 @@ def _figures(recipe: str, folder: Path, person: bool) -> dict[str, Any]:
         "workers": WORKERS,
     }
     return figures
+
+
+def _quality(plan: Plan) -> list[dict[str, Any]]:
+    """How good each generated set is, seed 0."""
+    from replaygen.report.quality import qualities
+
+    names = ("name", "source", "generated", "accepted", "found", "diversity", "kid", "floor", "memorised",
+             "real_memorised")  # fmt: skip
+    return [{name: getattr(one, name) for name in names} for one in qualities(plan, SEEDS[0])]
 
 
 def _changes(seeds: Sequence[int]) -> dict[str, Any]:

@@ -80,6 +80,46 @@ def photos(name: str, title: str) -> list[str]:
     return [*lines, ""]
 
 
+def generators() -> list[str]:
+    """What generated replay is worth, and what it costs."""
+    told = load("generators")
+    if told is None:
+        return []
+    figures = told["figures"]
+    closed = {row: spread(figures[f"{name}_gap_closed"]) for name, row in
+              (("biggan", "recall_gan"), ("fitted", "recall_fitted"))}  # fmt: skip
+    lines = [
+        f"**Digit scenes, generated replay alone** (`{told['command']}`, {seeds(figures['joint'])}; nothing is kept of old "
+        "images but a generator):",
+        "",
+        "| | all | gap closed, % | class found, % | copies of training images, % |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    titles = {"finetune": "fine-tuning", "recall_gan": "RECALL, a BigGAN that existed before",
+              "recall_fitted": "RECALL, a BigGAN fitted on each step's own images", "joint": "joint"}  # fmt: skip
+    for row, title in titles.items():
+        source = row.removeprefix("recall_")
+        shares = [
+            f"{100 * figures[name][source]:.1f}" if figures[name].get(source) is not None else ""
+            for name in ("found_share", "memorised_share")
+        ]
+        lines.append(f"| {title} | {spread(figures[row])} | {closed.get(row, '')} | " + " | ".join(shares) + " |")
+    ratios = figures["throughput_ratio"]["cpu"]
+    fast = ", ".join(
+        f"{one['best']:.1f}x at {size} ({one['best_is'].removeprefix('ours ')})" for size, one in ratios.items()
+    )
+    lines += ["", f"Drawing from BigGAN-deep, against the loop of its package's README on one CPU thread: {fast}.", ""]
+    real = load("generators-photos")
+    if real is not None:
+        figures = real["figures"]
+        rows = ", ".join(f"{name} {spread(figures[name]['all'])}" for name in figures["rows"])
+        lines += [
+            f"On real photographs (`{real['command']}`, {seeds(figures['joint']['all'])}) a small GAN of a few hundred "
+            f"pictures is no source yet: {rows}.", "",
+        ]  # fmt: skip
+    return lines
+
+
 def engine() -> list[str]:
     """What running costs, and what is equal."""
     lines = []
@@ -114,6 +154,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     lines = [
         *demo(),
+        *generators(),
         *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
         *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),
         *engine(),

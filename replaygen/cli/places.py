@@ -86,6 +86,7 @@ def copy(
 _PACKAGES = {
     "torch": "train", "safetensors": "train", "transformers": "backbones", "distributed": "dask",
     "jinja2": "report", "matplotlib": "report", "sklearn": "digits",
+    "pytorch_pretrained_biggan": "biggan", "diffusers": "diffusion",
 }  # fmt: skip
 
 
@@ -110,5 +111,7 @@ def doctor(as_json: Json = False) -> None:
         return
     print(f"python {told['python']}, {told['cores']} cores, device: {device}")
     for name, there in rows.items():
-        print(f"  {name:<14}" + ("installed" if there else f"missing: pip install 'replaygen[{_PACKAGES[name]}]'"))
-    print(f"  REPLAYGEN_DATA {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}")
+        print(f"  {name:<26}" + ("installed" if there else f"missing: pip install 'replaygen[{_PACKAGES[name]}]'"))
+    print(
+        f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"
+    )

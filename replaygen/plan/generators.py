@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,11 @@ from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
 
 if TYPE_CHECKING:
     from replaygen.scenario import Scenario
+
+
+_BIGGAN = {"pytorch_pretrained_biggan": "biggan", "scipy": "biggan"}
+_DIFFUSION = {"diffusers": "diffusion"}
+_PACKAGES = {"biggan": _BIGGAN, "gan": _BIGGAN, "diffusion": _DIFFUSION}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ def open_generators(
         ModelError: missing or damaged weights, pickles, a class that the generator lacks.
         RecipeError: a class that nothing stands for.
     """
+    for name, table in recipe.replay.items():
+        kind = getattr(table.drawn(), "kind", table.source) if table.source == "fitted" else table.source
+        for package, extra in _PACKAGES.get(kind, {}).items():
+            if find_spec(package) is None:
+                raise ModelError(
+                    f"replay.{name} needs the package {package}", where=str(path),
+                    hint=f"pip install 'replaygen[{extra}]'",
+                )  # fmt: skip
     return {
         name: _open(name, table, scenario, path, workspace, cache_dir)
         for name, table in recipe.replay.items()

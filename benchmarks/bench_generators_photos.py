@@ -4,7 +4,7 @@ A small GAN of 64 x 64 pixels on a few hundred pictures, 2,400 iterations in all
 background inpainting and no replay: what the generated pictures must add to.
 
 Figures: as in `real-photos`, and
-    quality: how good each class's generated set is (seed 0): found %, diversity %, KID x 1000 with its floor, memorised %.
+    quality: of each class (seed 0): found %, diversity %, KID x 1000 with its floor, memorised %.
 """
 
 from __future__ import annotations

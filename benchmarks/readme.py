@@ -89,8 +89,8 @@ def generators() -> list[str]:
     closed = {row: spread(figures[f"{name}_gap_closed"]) for name, row in
               (("biggan", "recall_gan"), ("fitted", "recall_fitted"))}  # fmt: skip
     lines = [
-        f"**Digit scenes, generated replay alone** (`{told['command']}`, {seeds(figures['joint'])}; nothing is kept of old "
-        "images but a generator):",
+        f"**Digit scenes, generated replay alone** (`{told['command']}`, {seeds(figures['joint'])}; nothing is "
+        "kept of old images but a generator):",
         "",
         "| | all | gap closed, % | class found, % | copies of training images, % |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -121,7 +121,7 @@ def test_names_are_in_no_key(workspace: Workspace, repository: Path) -> None:
     ("change", "said"),
     [
         ({"replay.photos.only": ["two", "threee"]}, "three"),
-        ({"replay.kept.folders": {"twoo": "x"}}, "two"),
+        ({"replay.photos.folders": {"twoo": "x"}}, "two"),
         ({"scenario.task": "10"}, "one step"),
     ],
 )

@@ -13,13 +13,13 @@ from replaygen.datasets.folder import read_folder
 from replaygen.datasets.voc import read_voc
 from replaygen.errors import DataError
 
-_OPTIONS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "folder": (),
     "voc": ("train_aug",),
     "ade20k": (),
     "digits": ("size", "train", "val", "photos", "seed"),
 }
-KINDS = tuple(_OPTIONS)
+KINDS = tuple(OPTIONS)
 """The formats that `open_dataset` reads."""
 
 Option = int | str | Path
@@ -39,11 +39,11 @@ def open_dataset(kind: str, path: Path | str, *, cache_dir: Path | str, **option
     Raises:
         DataError: unknown kind or option; the data set is missing or inconsistent. Names the file and the way out.
     """
-    if kind not in _OPTIONS:
+    if kind not in OPTIONS:
         raise DataError(f"no kind of data set called {kind!r}", hint=nearest_hint(kind, KINDS))
     for name in options:
-        if name not in _OPTIONS[kind]:
-            known = _OPTIONS[kind]
+        if name not in OPTIONS[kind]:
+            known = OPTIONS[kind]
             hint = nearest_hint(name, known) if known else f"{kind} has no options"
             raise DataError(f"data sets of kind {kind!r} have no option {name!r}", hint=hint)
     root = Path(path).expanduser().absolute()

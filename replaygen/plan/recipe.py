@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replaygen.classes import nearest_hint
+from replaygen.datasets.opening import OPTIONS
 from replaygen.errors import RecipeError
 from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSpec
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
@@ -32,6 +33,15 @@ class DataTable(Table):
     train: str = "train"
     val: str = "val"
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_options(self) -> DataTable:
+        known = OPTIONS[self.kind]
+        for name in self.options:
+            if name not in known:
+                hint = nearest_hint(name, known) if known else f"{self.kind} has none"
+                raise ValueError(f"data of kind {self.kind!r} has no option {name!r}; {hint}")
+        return self
 
 
 class ScenarioTable(Table):

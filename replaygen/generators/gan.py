@@ -40,7 +40,7 @@ N_STATS = 11
 """Truncations 0, 0.1, .. 1 for which a fitted generator keeps batch-norm statistics."""
 SNAPSHOT = 64
 _STATISTICS_BATCHES, _STATISTICS_BATCH = 4, 64
-_CHECKPOINT_S, _LOG_EVERY = 30.0, 100
+_LOG_EVERY = 100
 _LAYERS = {
     16: [[True, 16, 8], [True, 8, 4], [False, 4, 2], [False, 2, 1]],
     32: [[True, 16, 8], [True, 8, 4], [True, 4, 2], [False, 2, 1]],
@@ -98,6 +98,7 @@ def build_generator(config: Mapping[str, Any]) -> nn.Module:
 def fit_gan(
     pictures: Pictures, spec: FitSpec, *, seed: int, partial: Path | None = None,
     start: tuple[bytes, Mapping[str, Any], bytes | None] | None = None, device: str = "cpu", log: Log | None = None,
+    checkpoint_seconds: float = 30.0,
 ) -> Fitted:  # fmt: skip
     """Fit a class-conditional GAN on `pictures`.
 
@@ -112,7 +113,8 @@ def fit_gan(
         StoreError: checkpoints cannot be written.
     """
     with deterministic(torch.device(device)), torch.random.fork_rng(devices=[0] if device == "cuda" else []):
-        return _Gan(pictures, spec, seed, start, torch.device(device), log or (lambda event: None)).run(partial)
+        made = _Gan(pictures, spec, seed, start, torch.device(device), log or (lambda event: None))
+        return made.run(partial, checkpoint_seconds)
 
 
 @dataclass
@@ -151,7 +153,7 @@ class _Gan:
         self.snapshots: list[tuple[int, npt.NDArray[np.uint8]]] = []
         self.due = {math.ceil(self.total * (n + 1) / spec.snapshots) for n in range(spec.snapshots)}
 
-    def run(self, partial: Path | None) -> Fitted:
+    def run(self, partial: Path | None, checkpoint_seconds: float) -> Fitted:
         folder = None if partial is None else PartialFolder(partial, self._identity(), self._warn)
         first = 0 if folder is None else self._resume(folder)
         saved = time.monotonic()
@@ -162,7 +164,7 @@ class _Gan:
                 self.snapshots.append((t + 1, self._snapshot()))
             if (t + 1) % _LOG_EVERY == 0 or t + 1 == self.total:
                 self._tell("progress", t + 1, loss=self.losses[-1][1], lr=self.spec.lr)
-            if folder is not None and (time.monotonic() - saved > _CHECKPOINT_S or t + 1 == self.total):
+            if folder is not None and (time.monotonic() - saved >= checkpoint_seconds or t + 1 == self.total):
                 folder.save(self._state(t + 1))
                 saved = time.monotonic()
                 self._tell("checkpoint", t + 1)
@@ -287,6 +289,10 @@ class _Gan:
                     states.setdefault(int(index), {})[key] = tensor
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": states, "param_groups": groups})
+            for parameter, state_of in optimizer.state.items():
+                for key, value in state_of.items():
+                    if value.shape == parameter.shape:  # the fused step reads memory in the parameter's own order
+                        state_of[key] = torch.empty_like(parameter).copy_(value)
         self.losses = state.tensors["losses"].tolist()
         self.snapshots = sorted(
             (int(name.removeprefix("snapshot/")), tensor.numpy())

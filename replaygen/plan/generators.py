@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from replaygen.errors import ModelError, RecipeError
-from replaygen.generators import classmap, imagenet
+from replaygen.generators import biggan, classmap, imagenet, pipelines_check
+from replaygen.generators.folder import weights_folder, weights_identity
+from replaygen.generators.specs import BigGanSpec
 from replaygen.learn.specs import file_sha256
 from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
 
@@ -73,8 +75,6 @@ def open_generators(
 def _open(
     name: str, table: ReplayTable, scenario: Scenario, path: Path, workspace: Path, cache_dir: Path
 ) -> GeneratorAt:
-    from replaygen.generators.folder import weights_folder, weights_identity
-
     kind: Literal["biggan", "diffusion"] = "biggan" if table.source == "biggan" else "diffusion"
     assert table.path is not None
     expanded = expand_path(table.path, workspace=workspace, where=str(path))
@@ -85,11 +85,10 @@ def _open(
     if table.diffusion is not None and table.diffusion.lora is not None:
         lora = expand_path(table.diffusion.lora, workspace=workspace, where=str(path))
         weights = {**weights, "lora": _file_digest(lora)}
-    if kind == "diffusion":
-        from replaygen.generators.pipelines_check import pipeline_kind
-
-        if pipeline_kind(folder) == "text":
-            return GeneratorAt(folder, weights, prompted=True, lora=lora)
+    if kind == "diffusion" and pipelines_check.pipeline_kind(folder) == "text":
+        return GeneratorAt(folder, weights, prompted=True, lora=lora)
+    if kind == "biggan":
+        biggan.truncation_row((table.biggan or BigGanSpec()).truncation, biggan.read_config(folder).n_stats)
     names, count = _classes(folder, kind)
     classifier = None
     if table.map is not None and table.map.classifier is not None:
@@ -114,10 +113,9 @@ def _open(
 
 
 def _classes(folder: Path, kind: Literal["biggan", "diffusion"]) -> tuple[tuple[str, ...] | None, int]:
-    from replaygen.generators import biggan, pipelines_check
-
     if kind == "biggan":
-        return biggan.class_names(folder), biggan.class_count(folder)
+        config = biggan.read_config(folder)
+        return config.classes, config.num_classes
     return pipelines_check.class_names(folder), pipelines_check.class_count(folder)
 
 

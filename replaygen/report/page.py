@@ -14,6 +14,7 @@ from replaygen.report.colors import METHODS, METHODS_DARK, class_color
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Scene, examples, scenes, shows
 from replaygen.report.files import check_folder, write_text
+from replaygen.report.fits import FitSamples, fit_samples
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.quality import Quality, qualities, quality_charts
 from replaygen.report.sheets import Sheet, sheets
@@ -51,6 +52,7 @@ class Report:
     sheets: tuple[Sheet, ...]
     summary: Summary
     qualities: tuple[Quality, ...] = ()
+    fits: tuple[FitSamples, ...] = ()
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -78,6 +80,7 @@ def gather(plan: Plan) -> Report:
     return Report(
         result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))), tuple(sheets(plan, seed)),
         summary(plan), tuple(qualities(plan, seed)),
+        tuple(fit_samples(plan)),
     )  # fmt: skip
 
 
@@ -95,7 +98,7 @@ def page(report: Report) -> str:
         heats=heats(result), confusions=confusions(result), strips=strips, open_scenes=OPEN_SCENES,
         legend=_legend(report), columns=_columns(report), rejections=rejections(report.summary.stages),
         seeds=result.seeds(), images=max((step.images for step in result.steps), default=0),
-        qualities=report.qualities, quality_charts=quality,
+        qualities=report.qualities, fits=report.fits, quality_charts=quality,
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 

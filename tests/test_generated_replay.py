@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_DATA, Workspace
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from replaygen.cli.app import app
-from replaygen.errors import ModelError, RecipeError
+from replaygen.errors import DataError, ModelError, RecipeError
 from replaygen.generators.draws import Draw, fault, image_id, padded, seeds_of, to_uint8, truncated_normals
 from replaygen.plan import Plan, Recipe
 from replaygen.runs import Run, run
@@ -254,3 +255,73 @@ def test_a_recipe_copies_with_its_weights_found(workspace: Workspace, repository
     shutil.copy(shipped, workspace.root / "pipelines" / "digits.toml")
     own = expand_path("{pipelines}/digits.toml", workspace=workspace.root, where="")
     assert own == workspace.root / "pipelines" / "digits.toml"
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny transformers classifier of two classes that is nearly sure of the second, whatever it sees."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=2,
+        id2label={0: "zero", 1: "one"}, label2id={"zero": 0, "one": 1},
+    )  # fmt: skip
+    model = transformers.ResNetForImageClassification(config)
+    model.classifier[1].weight.data.zero_()
+    model.classifier[1].bias.data.copy_(torch.tensor([0.0, 4.0]))
+    path = tmp_path_factory.mktemp("classifier")
+    model.save_pretrained(path)
+    processor = {"feature_extractor_type": "ConvNextFeatureExtractor", "do_resize": True, "size": 32, "resample": 3}
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    return path
+
+
+def test_a_classifier_maps_classes_that_no_name_fits(made: tuple[Workspace, Run, Plan], classifier: Path) -> None:
+    """Measured on the step's real images, cached, printed; below the minimum every draw is refused, and counted."""
+    workspace, _, _ = made
+    lines = f'[replay.gan.map]\nclassifier = "{classifier}"\nimages = 3\n'
+    _, plan = _run(workspace, _drawing(lines, only='"zero", "nine"'), "mapped")
+    record = plan.store.get(plan.slots["classmap/gan/step2"])
+    assert record is not None
+    match = json.loads(plan.store.read(record.output("classmap.json").digest))["matches"][0]
+    assert (match["class_name"], match["index"], match["label"]) == ("nine", 1, "one")
+    assert match["confidence"] > 0.9
+    assert 1 <= record.counts.accepted <= 3
+    assert "classmap/gan/step0" not in plan.slots  # "zero" has the generator's own name
+    nine = dict(_shard(plan, "images/gan/nine/0000"))
+    assert {json.loads(members["json"])["label"] for members in nine.values()} == {1}
+    printed = CliRunner().invoke(app, ["generator", "map", str(workspace.root / "pipelines" / "mapped.toml")])
+    assert "nine" in printed.output
+    assert "98" in printed.output
+    _, unsure = _run(workspace, _drawing(lines + "minimum = 0.999\n", only='"nine"'), "unsure")
+    assert list(_counts(unsure, "images/gan/nine/").values()) == [
+        (5, 0, {"no-class-match": 5}),
+        (2, 0, {"no-class-match": 2}),
+    ]
+    (classifier / "config.json").write_text((classifier / "config.json").read_text() + "\n")
+    again = Recipe.load(str(workspace.root / "pipelines" / "mapped.toml")).plan(plan.store)
+    assert {task.stage for task in again.to_run()} == {"class-map", "biggan"}
+
+
+def test_fits_keep_to_what_decides_them(workspace: Workspace) -> None:
+    """Names, the drawing and the later steps' settings are in no key of a fit; photos' `only` is respected."""
+    text = GENERATED.split("[train.fit]")[0].replace('only = ["zero", "one", "eight"]\n', "")
+
+    def fits(changed: str) -> dict[str, str]:
+        plan = Recipe.load(str(workspace.recipe(changed))).plan(Store(workspace.root / "cache"))
+        return {slot: key for slot, key in plan.slots.items() if slot.startswith("generator/")}
+
+    plain = fits(text)
+    assert fits(text.replace("draw_batch = 4", "draw_batch = 5\ntruncation = 0.5")) == plain
+    later = fits(text.replace("warm_iterations = 3", "warm_iterations = 4"))
+    assert later["generator/fitted/step0"] == plain["generator/fitted/step0"]
+    assert later["generator/fitted/step1"] != plain["generator/fitted/step1"]
+    photos = '[replay.{name}]\nsource = "folder"\npath = "{{data}}/photos"\ncount = 4\nonly = ["zero", "two"]\n'
+    on = text.replace("size = 16", 'on = "{name}"\nsize = 16').replace(
+        "[replay.fitted]\n", '[replay.fitted]\nonly = ["two"]\n'
+    )
+    head, tail = on.split("[replay.fitted]")
+    one, other = (fits((head + photos + "[replay.fitted]" + tail).replace("{name}", name)) for name in ("web", "other"))
+    assert one == other
+    assert list(one) == ["generator/fitted"]
+    with pytest.raises(DataError, match="leaves 'one' out"):
+        fits((head + photos + "[replay.fitted]" + tail.replace('["two"]', '["one", "two"]')).replace("{name}", "web"))

@@ -20,7 +20,8 @@ from replaygen.datasets.ade20k import ade20k_names
 from replaygen.datasets.voc import VOC_CLASSES
 from replaygen.errors import DataError, ModelError, RecipeError
 from replaygen.generators import imagenet
-from replaygen.generators.classmap import ClassMap, Match, measure, open_classifier, resolve
+from replaygen.generators.classifiers import open_classifier
+from replaygen.generators.classmap import ClassMap, Match, measure, resolve
 from replaygen.sample import decode_image, decode_mask
 
 if TYPE_CHECKING:

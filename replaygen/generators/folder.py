@@ -14,10 +14,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urljoin, urlsplit
 
 from replaygen.datasets.manifest import build_manifest
 from replaygen.errors import DataError, ModelError
+from replaygen.learn.specs import file_sha256
+
+if TYPE_CHECKING:
+    import requests
 
 Kind = Literal["biggan", "diffusion"]
 
@@ -28,6 +33,8 @@ SAFE = "model.safetensors"
 TORCH = "pytorch_model.bin"
 LIMIT = 10**9
 """Bytes that a download of published weights may have."""
+REDIRECTIONS = 5
+"""Redirections that a download follows."""
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WANTED = ["model_index.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model"]
@@ -35,17 +42,19 @@ _UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors", "*flax*", "*onnx*", 
 _DECIDING = (".safetensors", ".json", ".txt", ".model")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CHUNK = 1 << 20
+_JSON_MB = 16
+_HEADER_MB = 100
 
 
-def weights_folder(name_or_path: str, *, workspace: Path, kind: Kind, revision: str | None = None) -> Path:
+def weights_folder(name_or_path: str, *, workspace: Path, kind: Kind) -> Path:
     """The folder with a generator's weights, fetched first where a published name is given and they are not here.
 
     Args:
         name_or_path: a folder, absolute or relative to `workspace`; else, for "biggan", one of `PUBLISHED`; for
-            "diffusion", a model of the Hugging Face hub, "org/name" or "org/name@revision".
+            "diffusion", a model of the Hugging Face hub, "org/name" or "org/name@revision", where the revision is a
+            commit, branch or tag.
         workspace: what relative folders are relative to.
         kind: what it is the weights of.
-        revision: a commit, branch or tag of the hub.
 
     BigGAN weights are kept in `$REPLAYGEN_WEIGHTS`, by default `~/.cache/replaygen/weights`, as safetensors. With
     REPLAYGEN_OFFLINE=1 or HF_HUB_OFFLINE=1 nothing is fetched. REPLAYGEN_BIGGAN_URL is a mirror's address.
@@ -66,8 +75,6 @@ def weights_folder(name_or_path: str, *, workspace: Path, kind: Kind, revision: 
                 f"no weights {name_or_path!r}: no folder and no published name", where=str(folder),
                 hint=f"give a folder, or one of {', '.join(PUBLISHED)}",
             )  # fmt: skip
-        if revision is not None:
-            raise ModelError(f"{name_or_path} has no revisions, got {revision!r}", hint="leave the revision out")
         return _published(name_or_path)
     match = _HUB.fullmatch(name_or_path)
     if match is None or ".." in name_or_path:
@@ -75,9 +82,7 @@ def weights_folder(name_or_path: str, *, workspace: Path, kind: Kind, revision: 
             f"no weights {name_or_path!r}: no folder, and no name of a model on the hub", where=str(folder),
             hint='a folder with model_index.json, or "org/name" or "org/name@revision"',
         )  # fmt: skip
-    if revision is not None and match["revision"] not in (None, revision):
-        raise ModelError(f"two revisions: {match['revision']!r} and {revision!r}", hint="give one")
-    return _from_hub(match["name"], revision or match["revision"], folder)
+    return _from_hub(match["name"], match["revision"], folder)
 
 
 def weights_identity(folder: Path, kind: Kind, *, cache_dir: Path | None = None) -> dict[str, str]:
@@ -104,7 +109,7 @@ def weights_identity(folder: Path, kind: Kind, *, cache_dir: Path | None = None)
         ]
     try:
         if cache_dir is None:
-            return {name: _sha256(folder / name) for name in sorted(names)}
+            return {name: file_sha256(folder / name) for name in sorted(names)}
         place = hashlib.sha256(os.fspath(folder.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         manifest = build_manifest(folder, names, cache_dir / f"weights-{place}.jsonl")
     except DataError as error:
@@ -152,14 +157,18 @@ def biggan_weights_file(folder: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a weights folder; ModelError where there is none."""
+    """A JSON object of a weights folder, of at most 16 MB; ModelError where there is none."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_JSON_MB * 10**6 + 1)
+        if len(data) > _JSON_MB * 10**6:
+            raise ModelError(f"more than {_JSON_MB} MB of JSON", where=str(path), hint="fetch it again")
+        told = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise ModelError(f"no {path.name}", where=str(path.parent), hint="is this a folder with weights?") from None
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"is not JSON: {error}", where=str(path), hint="fetch it again") from None
     if not isinstance(told, dict):
         raise ModelError("is no JSON object", where=str(path), hint="fetch it again")
@@ -203,6 +212,8 @@ def _check_file(path: Path) -> None:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise ModelError("no safetensors file", where=str(path), hint=again)
+            if length > _HEADER_MB * 10**6:
+                raise ModelError(f"a header of more than {_HEADER_MB} MB", where=str(path), hint=again)
             header = json.loads(file.read(length))
         ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
@@ -210,15 +221,10 @@ def _check_file(path: Path) -> None:
         raise ModelError("weights' file not found", where=str(path), hint="fetch it again") from None
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ModelError("no safetensors file", where=str(path), hint=again) from None
     if expected != size:
         raise ModelError(f"the file has {size} bytes, its header says {expected}", where=str(path), hint=again)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _offline() -> str | None:
@@ -242,7 +248,9 @@ def _published(name: str) -> Path:
     try:
         if (final / "config.json").is_file() and (final / TORCH).is_file():
             check_weights(final, "biggan")
-            biggan.convert(final)
+            if os.access(final, os.W_OK):
+                with contextlib.suppress(OSError):  # it can be drawn from as it is; converted it only opens faster
+                    biggan.convert(final)
             return final
         if variable := _offline():
             raise ModelError(f"{name} is not here, and {variable} forbids fetching it", where=str(final), hint=by_hand)
@@ -292,31 +300,72 @@ def _urls(name: str) -> tuple[str, str]:
 def fetch(url: str, target: Path, *, limit: int, hint: str) -> int:
     """Download a file of at most `limit` bytes; its size.
 
+    At most `REDIRECTIONS` are followed: to https, and to http where `url` is of http. Errors show no userinfo or query.
+
     Raises:
-        ModelError: no answer, an error's, too much, or fewer bytes than announced.
+        ModelError: no answer, an error's, too many redirections or a forbidden one, too much, or fewer bytes than
+            announced.
     """
     import requests
 
-    read = 0
+    read, where = 0, _shown(url)
     try:
-        with (
-            requests.get(url, stream=True, timeout=(10, 60), headers={"Accept-Encoding": "identity"}) as answer,
-            target.open("wb") as file,
-        ):
+        with _answer(url, hint) as answer, target.open("wb") as file:
+            where = _shown(answer.url)
             if answer.status_code != 200:
-                raise ModelError(f"the server answers {answer.status_code}", where=url, hint=hint)
+                raise ModelError(f"the server answers {answer.status_code}", where=where, hint=hint)
             announced = answer.headers.get("Content-Length", "")
             for chunk in answer.iter_content(_CHUNK):
                 read += len(chunk)
                 if read > limit or (announced.isdecimal() and int(announced) > limit):
-                    raise ModelError(f"more than the {limit} bytes that weights may have", where=url, hint=hint)
+                    raise ModelError(f"more than the {limit} bytes that weights may have", where=where, hint=hint)
                 file.write(chunk)
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: an address that cannot be read
         told = f"the download failed: {type(error).__name__}"
-        raise ModelError(told, where=url, hint=f"try again, or {hint}") from None
+        raise ModelError(told, where=where, hint=f"try again, or {hint}") from None
     if announced.isdecimal() and int(announced) != read:
-        raise ModelError(f"the download ended at {read} of {announced} bytes", where=url, hint=f"try again, or {hint}")
+        raise ModelError(f"the download ended at {read} of {announced} bytes", where=where, hint=f"try again, or {hint}")
     return read
+
+
+def _answer(url: str, hint: str) -> requests.Response:
+    """The answer that is no redirection."""
+    import requests
+
+    allowed = ("http", "https") if urlsplit(url).scheme == "http" else ("https",)
+    at = url
+    for _ in range(REDIRECTIONS + 1):
+        answer = requests.get(
+            at, stream=True, timeout=(10, 60), headers={"Accept-Encoding": "identity"}, allow_redirects=False
+        )
+        if not answer.is_redirect:
+            return answer
+        answer.close()
+        before, at = at, _next(at, answer.headers["Location"])
+        if urlsplit(at).scheme not in allowed:
+            raise ModelError(f"the server redirects to {_shown(at)}, which is not https", where=_shown(before), hint=hint)
+    raise ModelError(f"the server redirects more than {REDIRECTIONS} times", where=_shown(url), hint=hint)
+
+
+def _next(url: str, location: str) -> str:
+    """Where a redirection leads; userinfo goes along on the same server only."""
+    old, new = urlsplit(url), urlsplit(urljoin(url, location))
+    same = (old.scheme, _host(old.netloc)) == (new.scheme, new.netloc)
+    return new._replace(netloc=old.netloc).geturl() if same else new.geturl()
+
+
+def _host(netloc: str) -> str:
+    return netloc.rpartition("@")[2]
+
+
+def _shown(url: str) -> str:
+    """Scheme, host and path of an address: what may be told of it."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  ValueError where there is none: then it may be a piece of a password
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{parts.scheme}://{_host(parts.netloc)}{parts.path}"
 
 
 def _from_hub(name: str, revision: str | None, folder: Path) -> Path:

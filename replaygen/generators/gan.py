@@ -39,7 +39,8 @@ from replaygen.learn.partial import FitState, PartialFolder
 N_STATS = 11
 """Truncations 0, 0.1, .. 1 for which a fitted generator keeps batch-norm statistics."""
 SNAPSHOT = 64
-_STATISTICS_BATCHES, _STATISTICS_BATCH = 4, 64
+"""Images of a snapshot, or one a class where there are more classes."""
+_STATISTICS_BATCH = 64
 _LOG_EVERY = 100
 _LAYERS = {
     16: [[True, 16, 8], [True, 8, 4], [False, 4, 2], [False, 2, 1]],
@@ -227,8 +228,9 @@ class _Gan:
 
     def _snapshot(self) -> npt.NDArray[np.uint8]:
         net = self.nets.averaged
-        labels = torch.arange(SNAPSHOT, device=self.device) % self.classes
-        z = np.stack([normals(derive("snapshot", n), self.spec.latent) for n in range(SNAPSHOT)])
+        count = max(SNAPSHOT, self.classes)
+        labels = torch.arange(count, device=self.device) % self.classes
+        z = np.stack([normals(derive("snapshot", n), self.spec.latent) for n in range(count)])
         with torch.no_grad():
             self._follow()
             made = net(torch.from_numpy(z).to(self.device), F.one_hot(labels, self.classes).float(), 1.0)
@@ -238,16 +240,18 @@ class _Gan:
     def _statistics(self) -> None:
         """Batch-norm statistics of the averaged weights for every truncation, over batches of all classes."""
         net = self.nets.averaged
+        batches = max(4, math.ceil(self.classes / _STATISTICS_BATCH))
         norms = [module for module in net.modules() if isinstance(module, _TrainingNorm)]
         with torch.no_grad():
             self._follow()
             for point in range(N_STATS):
                 for norm in norms:
                     norm.moments = []
-                for n in range(_STATISTICS_BATCHES):
+                for n in range(batches):
                     torch.manual_seed(derive(self.seed, "statistics", point, n))
                     z = torch.nn.init.trunc_normal_(torch.empty(_STATISTICS_BATCH, self.spec.latent), a=-2.0, b=2.0)
-                    labels = torch.arange(_STATISTICS_BATCH) % self.classes
+                    first = n * _STATISTICS_BATCH if self.classes > _STATISTICS_BATCH else 0
+                    labels = (first + torch.arange(_STATISTICS_BATCH)) % self.classes
                     truncation = point / (N_STATS - 1)
                     given = F.one_hot(labels, self.classes).float().to(self.device)
                     net((truncation * z).to(self.device), given, max(truncation, 1e-6))

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from replaygen.errors import DataError
-from replaygen.generators.specs import FitSpec
+from replaygen.generators.specs import LEAST, FitSpec
 
 if TYPE_CHECKING:
     from replaygen.sample import Image8
-
-_LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ class Pictures:
             if self.focus and one.object is not None and one.object.any():
                 close[one.label].append(square(around(one.image, one.object, spec.context), self.size))
         for name, images in zip(self.classes, whole, strict=True):
-            if len(images) < _LEAST:
+            if len(images) < LEAST:
                 raise DataError(
                     f"class {name!r} has {len(images)} images to fit a generator on",
-                    hint=f"it needs {_LEAST} at least; leave the class out with `only`, or use another source",
+                    hint=f"it needs {LEAST} at least; leave the class out with `only`, or use another source",
                 )
         self._whole = [np.stack(images) for images in whole]
         self._close = [np.stack(images) if images else None for images in close]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LEAST = 2
+"""Images of a class that a generator needs at least to be fitted on."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -84,6 +87,30 @@ class FitSpec(_Table):
     warm: bool = Field(default=True, description="start from the generator of the step before")
     bf16: bool = True
     snapshots: int = Field(default=4, ge=1, le=50, description="points of the quality curve")
-    steps: int = Field(default=50, ge=1, description="diffusion: DDIM steps of a draw")
+    steps: int = Field(default=50, ge=1, le=1000, description="diffusion: DDIM steps of a draw")
     truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="gan: of a draw")
     draw_batch: int = Field(default=16, ge=1, le=256, description="images of one forward pass of a draw")
+
+    @field_validator("truncation")
+    @classmethod
+    def _has_statistics(cls, value: float) -> float:
+        if abs(value * 10 - round(value * 10)) > 1e-9:
+            raise ValueError(f"{value} has no statistics: a fitted GAN has those of 0.1, 0.2, ... 1")
+        return value
+
+    def fitted_by(self, *, warm: bool) -> dict[str, Any]:
+        """What decides a fit, plain: not how it is drawn from, nor what the other kind or a cold start never reads."""
+        without = {"truncation", "steps", "draw_batch"} | (_GAN_ONLY if self.kind == "diffusion" else set())
+        told = {key: value for key, value in self.model_dump(mode="json").items() if key not in without}
+        told["on"] = "step" if self.on == "step" else "photos"
+        if not warm:
+            del told["warm"], told["warm_iterations"]
+        return told
+
+    def drawn_by(self) -> dict[str, Any]:
+        """What decides a draw beside the weights, plain."""
+        name = "steps" if self.kind == "diffusion" else "truncation"
+        return {name: getattr(self, name), "draw_batch": self.draw_batch}
+
+
+_GAN_ONLY = {"critic_width", "critic_lr", "latent", "shift", "light"}

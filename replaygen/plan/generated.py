@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
+from replaygen.generators import imagenet
 from replaygen.generators.draws import seeds_of
-from replaygen.generators.specs import FitSpec
+from replaygen.generators.specs import LEAST, FitSpec
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.exemplar import choose
 from replaygen.stages.base import Task
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from replaygen.scenario import Step
 
 GENERATED = ("biggan", "diffusion", "fitted")
-_DRAWN_ONLY = ("steps", "truncation", "draw_batch")
 _MOST_REAL = 200
 """Real images of a class that a set's quality is measured against, at most."""
 
@@ -54,8 +55,14 @@ class GeneratedTasks:
         if table.source == "fitted":
             fitted = self._fit(source, table, step)
             classes = self.built.tasks[fitted].params["classes"]
-            spec = table.drawn().model_dump(mode="json")
-            params |= {"label": list(classes).index(name), "spec": {key: spec[key] for key in _DRAWN_ONLY}}
+            own = table.drawn()
+            assert isinstance(own, FitSpec)
+            if name not in classes:
+                raise DataError(
+                    f"replay.{source} is fitted on replay.{own.on}, which leaves {name!r} out",
+                    hint=f"leave it out of replay.{source} too, with `only`",
+                )
+            params |= {"label": list(classes).index(name), "spec": own.drawn_by()}
             inputs.append(("generator", fitted))
         else:
             at = self.opened.generators[source]
@@ -89,22 +96,21 @@ class GeneratedTasks:
             return self.fits[source, place]
         before: list[tuple[str, str]] = []
         if place is None:
-            on = self.recipe.replay[spec.on]
-            channels = [
-                (earlier, channel)
-                for earlier in self.scenario.steps
-                for channel in self.builder.channels(table, earlier)
-            ]
-            for earlier, channel in channels:
-                before += [("images", key) for key in self.builder.images(spec.on, on, earlier, channel)]
-            learnt = [channel for _, channel in channels]
+            on, learnt = self.recipe.replay[spec.on], []
+            steps = self.scenario.steps[:-1] if self.opened.rows.rows else self.scenario.steps
+            for earlier in steps:  # nothing replays the classes of the last step
+                for channel in self.builder.channels(table, earlier):
+                    if channel in self.builder.channels(on, earlier):
+                        learnt.append(channel)
+                        before += [("images", key) for key in self.builder.images(spec.on, on, earlier, channel)]
             slot = f"generator/{source}"
         else:
             learnt = self.builder.channels(table, step)
+            self._enough(source, step, learnt)
             if spec.warm and (source, place - 1) in self.fits:
                 before = [("previous", self.fits[source, place - 1])]
             slot = f"generator/{source}/step{place}"
-        fit = {key: value for key, value in spec.model_dump(mode="json").items() if key not in _DRAWN_ONLY}
+        fit = spec.fitted_by(warm=bool(before) and place is not None)
         params = {
             "dataset": self.opened.dataset.digest if place is not None else "",
             "scenario": self.scenario.digest if place is not None else "",
@@ -118,17 +124,34 @@ class GeneratedTasks:
         self.fits[source, place] = self.built.add(task)
         return self.fits[source, place]
 
+    def _enough(self, source: str, step: Step, channels: Sequence[int]) -> None:
+        for channel in channels:
+            count = len(self._holding(step, channel, LEAST, 0))
+            if count < LEAST:
+                name = self.scenario.names[channel]
+                raise DataError(
+                    f"replay.{source} is fitted on step {step.index}, which has {count} image of {name!r}",
+                    hint=f"a fit needs {LEAST}; leave the class out with `only`, or use another source",
+                )  # fmt: skip
+
     def _map(self, source: str, table: ReplayTable, step: Step) -> str:
         at = self.opened.generators[source]
         assert at.classifier is not None
         assert table.map is not None
         channels = [c for c in self.builder.channels(table, step) if at.labels.get(self.scenario.names[c]) is None]
         ids = [self._holding(step, channel, table.map.images, table.seed) for channel in channels]
+        assert table.map is not None
+        known = {
+            imagenet.normalised(name): asdict(entry)
+            for name, entry in (imagenet.table_for(self.scenario.names[1:]) or {}).items()
+        }
+        names = [self.scenario.names[channel] for channel in channels]
+        reviewed = {name: known[imagenet.normalised(name)] for name in names if imagenet.normalised(name) in known}
         params = {
             "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest,
-            "classes": [self.scenario.names[channel] for channel in channels], "ids": ids,
+            "classes": names, "ids": ids,
             "classifier": at.classifier[1], "minimum": table.map.minimum, "threads": self.recipe.threads,
-            "names": None if at.names is None else list(at.names), "count": at.count,
+            "names": None if at.names is None else list(at.names), "count": at.count, "reviewed": reviewed,
         }  # fmt: skip
         where = {**self.builder.current_where, "classifier": str(at.classifier[0])}
         task = ClassMapStage.task(
@@ -149,8 +172,6 @@ class GeneratedTasks:
         if slot in self.built.slots:
             return
         ids = self._holding(step, channel, _MOST_REAL, 0)
-        if not ids:
-            raise DataError(f"step {step.index} has no image of {self.scenario.names[channel]!r}")
         params = {
             "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest,
             "class_name": self.scenario.names[channel], "channel": channel, "step": step.index, "ids": ids,

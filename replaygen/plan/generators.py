@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from replaygen.errors import ModelError, RecipeError
-from replaygen.generators import biggan, classmap, imagenet, pipelines_check
+from replaygen.errors import ModelError, RecipeError, ReplaygenError
+from replaygen.generators import biggan, classifiers, classmap, imagenet, pipelines_check
 from replaygen.generators.folder import weights_folder, weights_identity
 from replaygen.generators.specs import BigGanSpec
 from replaygen.learn.specs import file_sha256
@@ -35,6 +35,7 @@ class GeneratorAt:
         prompted: it draws from texts, not from classes.
         classifier: the folder or file of the classifier that maps classes when the run comes to it, and its digests.
         names, count: the generator's classes.
+        found: what stands for every class of the scenario, and how that is known, before anything is measured.
         lora: a file of LoRA weights.
     """
 
@@ -46,6 +47,7 @@ class GeneratorAt:
     lora: Path | None = None
     names: tuple[str, ...] | None = None
     count: int = 0
+    found: classmap.ClassMap | None = None
 
 
 def open_generators(
@@ -86,6 +88,11 @@ def _open(
         lora = expand_path(table.diffusion.lora, workspace=workspace, where=str(path))
         weights = {**weights, "lora": _file_digest(lora)}
     if kind == "diffusion" and pipelines_check.pipeline_kind(folder) == "text":
+        if table.classes or table.map is not None:
+            raise RecipeError(
+                f"replay.{name} draws from texts: `classes` and `map` would be ignored", where=str(path),
+                hint=f"leave them out; [replay.{name}.diffusion] words says what to call a class",
+            )  # fmt: skip
         return GeneratorAt(folder, weights, prompted=True, lora=lora)
     if kind == "biggan":
         biggan.truncation_row((table.biggan or BigGanSpec()).truncation, biggan.read_config(folder).n_stats)
@@ -93,23 +100,27 @@ def _open(
     classifier = None
     if table.map is not None and table.map.classifier is not None:
         at = expand_path(table.map.classifier, workspace=workspace, where=str(path))
-        classifier = at, _classifier_identity(at)
+        classifier = at, classifiers.identity(at)
     wanted = [one for one in scenario.names[1:] if table.only is None or one in table.only]
-    found = classmap.resolve(
-        scenario.names[1:], given=table.classes, generator_names=names, generator_count=count,
-        table=None if classifier else imagenet.table_for(scenario.names[1:]),
-    )  # fmt: skip
-    labels = {one: found[one].index for one in wanted}
+    reviewed = imagenet.table_for(scenario.names[1:])
+    try:
+        found = classmap.resolve(
+            scenario.names[1:], given=table.classes, generator_names=names, generator_count=count, table=reviewed
+        )
+    except ReplaygenError as error:
+        place = f"{path}, {error.where}" if error.where else str(path)
+        raise RecipeError(f"replay.{name}.classes: {error.what}", where=place, hint=error.hint) from None
+    sure = ("given", "name") if classifier else ("given", "name", "table")
+    labels = {one: found[one].index if found[one].origin in sure else None for one in wanted}
     missing = [one for one in wanted if labels[one] is None]
     if missing and classifier is None:
-        why = found[missing[0]].note
         raise RecipeError(
-            f"replay.{name}: nothing that this generator makes stands for {', '.join(missing)}"
-            + (f" ({missing[0]}: {why})" if why else ""), where=str(path),
+            f"replay.{name}: nothing that this generator makes stands for {', '.join(missing)} ("
+            + "; ".join(f"{one}: {found[one].note}" for one in missing if found[one].note) + ")", where=str(path),
             hint=f"give [replay.{name}.classes] {missing[0]} = INDEX, name a classifier in [replay.{name}.map], "
             "leave the class out with `only`, or use a fitted generator",
         )  # fmt: skip
-    return GeneratorAt(folder, weights, labels, False, classifier, lora, names, count)
+    return GeneratorAt(folder, weights, labels, False, classifier, lora, names, count, found)
 
 
 def _classes(folder: Path, kind: Literal["biggan", "diffusion"]) -> tuple[tuple[str, ...] | None, int]:
@@ -117,25 +128,6 @@ def _classes(folder: Path, kind: Literal["biggan", "diffusion"]) -> tuple[tuple[
         config = biggan.read_config(folder)
         return config.classes, config.num_classes
     return pipelines_check.class_names(folder), pipelines_check.class_count(folder)
-
-
-def _classifier_identity(path: Path) -> dict[str, str]:
-    """File -> sha256 of a classifier: an op list with what lies beside it, or a folder's JSON and weights."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
-    else:
-        beside = [
-            path,
-            path.with_suffix(".safetensors"),
-            path.with_suffix(".pt"),
-            path.with_name("imagenet_labels.txt"),
-        ]
-        files = [file for file in beside if file.is_file()]
-    if not files:
-        raise ModelError(
-            "no classifier is here", where=str(path), hint="a folder of transformers, or an op list (.json)"
-        )
-    return {file.name: file_sha256(file) for file in files}
 
 
 def _file_digest(path: Path) -> str:

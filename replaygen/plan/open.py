@@ -9,7 +9,7 @@ from replaygen.classes import nearest_hint
 from replaygen.errors import DataError, RecipeError, ScenarioError
 from replaygen.plan.build import Opened
 from replaygen.plan.generators import open_generators
-from replaygen.plan.recipe import RecipeTable, expand_path
+from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
 from replaygen.plan.rows import resolve_rows
 from replaygen.stages.given import read_given
 
@@ -105,12 +105,16 @@ def _check_classes(recipe: RecipeTable, scenario: Scenario, path: Path) -> None:
             hint='give later classes, as in "5-1", or train "joint" alone',
         )  # fmt: skip
     for name, table in recipe.replay.items():
-        for given in (*(table.only or ()), *table.folders, *table.classes):
+        for given in (*(table.only or ()), *table.folders, *table.classes, *_words(table)):
             if given not in scenario.names[1:]:
                 raise RecipeError(
                     f"replay.{name} names a class {given!r} that the scenario does not have", where=str(path),
                     hint=nearest_hint(given, scenario.names[1:]),
                 )  # fmt: skip
+
+
+def _words(table: ReplayTable) -> tuple[str, ...]:
+    return tuple(table.diffusion.words) if table.diffusion is not None else ()
 
 
 def _check_split(recipe: RecipeTable, dataset: SegmentationDataset) -> None:

@@ -101,8 +101,10 @@ class ReplayTable(Table):
             raise ValueError("source 'folder' needs `path`, a folder with one sub-folder of photos per class")
         if self.source in ("biggan", "diffusion") and self.path is None:
             raise ValueError(f"source {self.source!r} needs `path`, a folder with weights or a published name")
+        if self.source in ("exemplar", "fitted") and self.path is not None:
+            raise ValueError(f"source {self.source!r} takes no `path`")
         for name, sources in _TABLES_OF.items():
-            if getattr(self, name) and self.source not in sources:
+            if getattr(self, name) not in (None, {}) and self.source not in sources:
                 raise ValueError(f"source {self.source!r} takes no `{name}`; that goes with {' or '.join(sources)}")
         return self
 

@@ -149,6 +149,7 @@ def _threads(wanted: int | None) -> Iterator[None]:
 def environment(heavy: bool) -> dict[str, Any]:
     """What the numbers may depend on beside the key: device, versions, CPU capability."""
     from importlib.metadata import version
+    from importlib.util import find_spec
 
     import numpy as np
 
@@ -164,6 +165,9 @@ def environment(heavy: bool) -> dict[str, Any]:
 
         told["torch"] = torch.__version__
         told["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        for package in ("transformers", "diffusers", "peft", "pytorch-pretrained-biggan"):
+            if find_spec(package.replace("-", "_")) is not None:
+                told[package] = version(package)
         told["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return told
 

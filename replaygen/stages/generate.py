@@ -6,6 +6,7 @@ import json
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from replaygen.generators.pictures import Fitted, Seen
 
 CLASS_ABSENT = "no-class-match"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What only the machine that runs a task can know, as errors with a way out: a missing package, a full GPU.
+
+    Raises:
+        ModelError: either.
+    """
+    import torch
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the package {error.name} is not installed where this task runs",
+            hint="pip install 'replaygen[biggan,diffusion]' there",
+        ) from None
+    except torch.cuda.OutOfMemoryError:
+        raise ModelError("the GPU's memory is full", hint="lower the source's `batch`, or a fit's `batch`") from None
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,10 @@ class FitGeneratorStage(Stage[FitParams]):
         "replaygen.generators.ddpm",
         "replaygen.generators.pictures",
         "replaygen.generators.specs",
+        "replaygen.generators.draws",
         "replaygen.learn.partial",
+        "replaygen.learn.fitting",
+        "replaygen.learn.batches",
         *DATA_MODULES,
     )
     seconds_per_sample = 0.3
@@ -63,7 +87,8 @@ class FitGeneratorStage(Stage[FitParams]):
         spec = FitSpec.model_validate(params.fit)
         seen = _step_pictures(params, inputs) if params.step is not None else _photo_pictures(params, inputs)
         pictures = Pictures(params.classes, seen, spec)
-        made = _fit(pictures, spec, inputs, _partial(inputs, out))
+        with _told():
+            made = _fit(pictures, spec, inputs, _partial(inputs, out))
         out.accept(iterations(spec, warm=bool(inputs.records("previous"))))
         out.put("generator.safetensors", made.tensors)
         out.put_json("generator.json", made.config)
@@ -151,7 +176,8 @@ def _snapshots(made: Fitted) -> list[tuple[str, dict[str, bytes]]]:
 class MapParams:
     """ids: per class the data set's images that contain it; classifier: file -> sha256.
 
-    names, count: the generator's classes, into which the classifier's are translated; see `generators.classmap`.
+    names, count: the generator's classes, into which the classifier's are translated; reviewed: what the reviewed table
+    says of each class, (index, name, quality, note), where it says anything; see `generators.classmap`.
     """
 
     dataset: str
@@ -161,6 +187,7 @@ class MapParams:
     classifier: dict[str, str]
     names: tuple[str, ...] | None
     count: int
+    reviewed: dict[str, Any]
     minimum: float
     threads: int
 
@@ -170,7 +197,13 @@ class ClassMapStage(Stage[MapParams]):
 
     name = "class-map"
     version = 1
-    modules = ("replaygen.generators.classmap", "replaygen.generators.imagenet", *DATA_MODULES)
+    modules = (
+        "replaygen.generators.classmap",
+        "replaygen.generators.classifiers",
+        "replaygen.generators.imagenet",
+        "replaygen.learn.oplist",
+        *DATA_MODULES,
+    )
     seconds_per_sample = 0.1
     bytes_per_sample = 10
     heavy = True
@@ -178,19 +211,27 @@ class ClassMapStage(Stage[MapParams]):
 
     def run(self, params: MapParams, inputs: Inputs, out: Out) -> None:
         """argmax over the classifier's classes of its mean confidence (RECALL's rule)."""
-        from replaygen.generators.classmap import measure, open_classifier, resolve
+        from replaygen.generators.classifiers import identity, open_classifier
+        from replaygen.generators.classmap import measure, resolve
+        from replaygen.generators.imagenet import Entry
 
         dataset, _ = open_current(inputs.where, params.dataset, params.scenario)
-        classify = open_classifier(Path(inputs.where["classifier"]), device_of(inputs.where))
+        at = Path(inputs.where["classifier"])
+        if identity(at) != params.classifier:
+            what = "the classifier's files changed after the plan was made"
+            raise ModelError(what, where=str(at), hint="run the recipe again")
+        classify = open_classifier(at, device_of(inputs.where))
         images = {
             name: (dataset.image(image_id) for image_id in ids)
             for name, ids in zip(params.classes, params.ids, strict=True)
         }
         limit = max((len(ids) for ids in params.ids), default=1)
         found = measure(images, classify, minimum=params.minimum, limit=limit)
+        table = {name: Entry(**entry) for name, entry in params.reviewed.items()}
         mapped = resolve(
-            params.classes, given={}, generator_names=params.names, generator_count=params.count, measured=found
-        )
+            params.classes, given={}, generator_names=params.names, generator_count=params.count, table=table,
+            measured=found,
+        )  # fmt: skip
         out.accept(sum(len(ids) for ids in params.ids))
         out.put("classmap.json", mapped.to_json())
 
@@ -224,8 +265,7 @@ class _DrawStage(Stage[DrawParams]):
 
     def run(self, params: DrawParams, inputs: Inputs, out: Out) -> None:
         """Draw, look at each image, encode."""
-        from replaygen.generators.draws import Draw, fault, image_id, to_uint8
-        from replaygen.sample import encode_jpeg, encode_png
+        from replaygen.generators.draws import image_id
 
         label = self._label(params, inputs)
         if label is None and not params.prompts:
@@ -233,7 +273,13 @@ class _DrawStage(Stage[DrawParams]):
                 out.reject(image_id(params.class_name, seed), CLASS_ABSENT)
             out.shard("images", [])
             return
-        generator = self._held(params, inputs)
+        with _told():
+            self._draw(params, label, self._held(params, inputs), inputs, out)
+
+    def _draw(self, params: DrawParams, label: int | None, generator: Generator, inputs: Inputs, out: Out) -> None:
+        from replaygen.generators.draws import Draw, fault, image_id, to_uint8
+        from replaygen.sample import encode_jpeg, encode_png
+
         items = []
         batch = int(params.spec.get("batch") or params.spec.get("draw_batch") or 1)
         for start in range(0, len(params.seeds), batch):

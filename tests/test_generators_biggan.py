@@ -6,6 +6,8 @@ import http.server
 import json
 import math
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from replaygen.errors import ModelError
 from replaygen.generators.biggan import class_count, class_names, open_biggan, truncation_row
 from replaygen.generators.draws import Draw, truncated_normals
-from replaygen.generators.folder import PUBLISHED, fetch, weights_folder, weights_identity
+from replaygen.generators.folder import PUBLISHED, _next, fetch, weights_folder, weights_identity
 from replaygen.generators.specs import BigGanSpec
 
 with warnings.catch_warnings():
@@ -168,6 +170,17 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def wide(path: Path) -> None:
+    """Announce a header of 100 MB and one byte; the file has a hole of that size."""
+    path.write_bytes((10**8 + 1).to_bytes(8, "little"))
+    os.truncate(path, 10**8 + 100)
+
+
+def deep(path: Path) -> None:
+    """A header of lists in lists."""
+    path.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5)
+
+
 def edit(path: Path, **values: Any) -> None:
     """Change keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -201,6 +214,10 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("empty", lambda f: (f / "model.safetensors").write_bytes(b""), "empty file"),
     ("noise", lambda f: (f / "model.safetensors").write_bytes(bytes(range(256)) * 9), "no safetensors file"),
     ("config is no JSON", lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    ("config is deep", lambda f: (f / "config.json").write_text('{"a":' * 100_000), "not JSON: maximum recursion"),
+    ("config is large", lambda f: (f / "config.json").write_bytes(b" " * 16_000_000 + b"{}"), "more than 16 MB"),
+    ("header is large", lambda f: wide(f / "model.safetensors"), "a header of more than 100 MB"),
+    ("header is deep", lambda f: deep(f / "model.safetensors"), "no safetensors file"),
     ("config lacks z_dim", lambda f: (f / "config.json").write_text('{"output_dim": 32}'), "does not say 'z_dim'"),
     ("layers do not chain", lambda f: edit(f / "config.json", layers=[[True, 16, 8], [True, 4, 1]]), "layer 1 goes"),
     ("layers end elsewhere", lambda f: edit(f / "config.json", output_dim=64), "expected 1 and 64"),
@@ -296,13 +313,28 @@ def test_identity_is_content(model: Any, folder: Path, tmp_path: Path) -> None:
 
 
 @contextmanager
-def serving(files: dict[str, bytes], lost: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """A local server of files, and what was asked of it; bodies of the larger ones end `lost` bytes too early."""
+def serving(
+    files: dict[str, bytes],
+    lost: int = 0,
+    moved: dict[str, str] | None = None,
+    tls: tuple[Path, Path] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """A local server of files, and what was asked of it.
+
+    Bodies of the larger ones end `lost` bytes too early; `moved` has paths that are elsewhere; `tls` a certificate
+    and its key.
+    """
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
+            if moved and self.path in moved:
+                self.send_response(302)
+                self.send_header("Location", moved[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             body = files.get(self.path.partition("?")[0])
             self.send_response(404 if body is None else 200)
             self.send_header("Content-Length", str(len(body or b"")))
@@ -321,10 +353,14 @@ def serving(files: dict[str, bytes], lost: int = 0) -> Iterator[tuple[str, list[
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}", asked
     finally:
         server.shutdown()
         thread.join()
@@ -396,6 +432,65 @@ def test_downloads_have_a_limit(tmp_path: Path) -> None:
         fetch(f"{url}/big", tmp_path / "big", limit=9999, hint="")
 
 
+def test_redirections(tmp_path: Path) -> None:
+    """Five are followed; not a sixth, and none to what is neither https nor, from http, http."""
+    moved = {f"/{i}": f"/{i + 1}" for i in range(6)} | {"/file": f"file://{tmp_path}/secret", "/bad": "http://[x"}
+    with serving({"/6": b"found"}, moved=moved) as (url, asked):
+        assert fetch(f"{url}/1", tmp_path / "here", limit=9, hint="") == 5
+        assert (tmp_path / "here").read_bytes() == b"found"
+        asked.clear()
+        with pytest.raises(ModelError, match="redirects more than 5 times"):
+            fetch(f"{url}/0", tmp_path / "here", limit=9, hint="")
+        assert asked == [f"/{i}" for i in range(6)]
+        with pytest.raises(ModelError, match="no https"):
+            fetch(f"{url}/file", tmp_path / "here", limit=9, hint="")
+        with pytest.raises(ModelError, match="the download failed"):
+            fetch(f"{url}/bad", tmp_path / "here", limit=9, hint="")
+
+
+def test_a_redirection_from_https_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for by https is not taken from http."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, to make a certificate")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    named = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, *named, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with (
+        serving({"/x": b"found"}) as (plain, asked),
+        serving({"/y": b"found"}, moved={"/x": f"{plain}/x", "/same": "/y"}, tls=(certificate, key)) as (url, _),
+    ):
+        assert fetch(f"{url}/same", tmp_path / "here", limit=9, hint="") == 5
+        with pytest.raises(ModelError, match="no https"):
+            fetch(f"{url}/x", tmp_path / "here", limit=9, hint="")
+    assert asked == []
+
+
+def test_addresses_are_told_without_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scheme, host and path stand in an error; userinfo and query do not, also where the address is none."""
+    with serving({"/cut": bytes(9000)}, lost=1, moved={"/on": "/cut?key=secret"}) as (url, _):
+        known = url.replace("//", "//me:secret@")
+        for path in ("/none?key=secret", "/cut?key=secret", "/on"):
+            with pytest.raises(ModelError) as caught:
+                fetch(known + path, tmp_path / "here", limit=10_000, hint="")
+            assert caught.value.where == url + ("/cut" if path != "/none?key=secret" else "/none")
+            assert "secret" not in str(caught.value)
+    for odd in (
+        "me:secret@host/x",
+        "http://me:secret/@host/x",
+        "http://[me:secret@host",
+        "http://me:secret@127.0.0.1:9/",
+    ):
+        with pytest.raises(ModelError) as caught:
+            fetch(odd, tmp_path / "here", limit=9, hint="")
+        assert "secret" not in str(caught.value)
+    assert _next("http://me:secret@host/a/b", "c") == "http://me:secret@host/a/c"
+    assert _next("http://me:secret@host/a", "http://host/c") == "http://me:secret@host/c"
+    assert _next("http://me:secret@host/a", "http://other/c") == "http://other/c"
+    assert _next("https://me:secret@host/a", "http://host/c") == "http://host/c"
+
+
 def test_files_put_there_by_hand(published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, the two published files in the named folder are enough."""
     monkeypatch.setenv("REPLAYGEN_OFFLINE", "1")
@@ -403,8 +498,13 @@ def test_files_put_there_by_hand(published: dict[str, bytes], tmp_path: Path, mo
     place.mkdir(parents=True)
     for name, data in published.items():
         (place / name.removeprefix("/biggan-deep-128-")).write_bytes(data)
+    (place / "model.safetensors" / "taken").mkdir(parents=True)
+    assert find(tmp_path, "biggan-deep-256") == place, "used as it is where nothing can be written"
+    images = open_biggan(place, BigGanSpec(), "cpu").draw(DRAWS[:1])
+    shutil.rmtree(place / "model.safetensors")
     assert find(tmp_path, "biggan-deep-256") == place
     assert (place / "model.safetensors").is_file()
+    assert open_biggan(place, BigGanSpec(), "cpu").draw(DRAWS[:1]).tobytes() == images.tobytes()
 
 
 def test_unknown_names(folder: Path, tmp_path: Path) -> None:

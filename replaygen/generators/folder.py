@@ -308,7 +308,7 @@ def fetch(url: str, target: Path, *, limit: int, hint: str) -> int:
     """
     import requests
 
-    read, where = 0, _shown(url)
+    read, where, again = 0, _shown(url), f"try again, or {hint}"
     try:
         with _answer(url, hint) as answer, target.open("wb") as file:
             where = _shown(answer.url)
@@ -322,9 +322,9 @@ def fetch(url: str, target: Path, *, limit: int, hint: str) -> int:
                 file.write(chunk)
     except (requests.RequestException, ValueError) as error:  # ValueError: an address that cannot be read
         told = f"the download failed: {type(error).__name__}"
-        raise ModelError(told, where=where, hint=f"try again, or {hint}") from None
+        raise ModelError(told, where=where, hint=again) from None
     if announced.isdecimal() and int(announced) != read:
-        raise ModelError(f"the download ended at {read} of {announced} bytes", where=where, hint=f"try again, or {hint}")
+        raise ModelError(f"the download ended at {read} of {announced} bytes", where=where, hint=again)
     return read
 
 
@@ -343,7 +343,7 @@ def _answer(url: str, hint: str) -> requests.Response:
         answer.close()
         before, at = at, _next(at, answer.headers["Location"])
         if urlsplit(at).scheme not in allowed:
-            raise ModelError(f"the server redirects to {_shown(at)}, which is not https", where=_shown(before), hint=hint)
+            raise ModelError(f"the server redirects to {_shown(at)}, no https", where=_shown(before), hint=hint)
     raise ModelError(f"the server redirects more than {REDIRECTIONS} times", where=_shown(url), hint=hint)
 
 
@@ -362,10 +362,10 @@ def _shown(url: str) -> str:
     """Scheme, host and path of an address: what may be told of it."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  ValueError where there is none: then it may be a piece of a password
+        sound = parts.scheme in ("http", "https") and parts.netloc and parts.port != 0
     except ValueError:
-        return "an address that cannot be read"
-    return f"{parts.scheme}://{_host(parts.netloc)}{parts.path}"
+        sound = False
+    return f"{parts.scheme}://{_host(parts.netloc)}{parts.path}" if sound else "an address that is not of http or https"
 
 
 def _from_hub(name: str, revision: str | None, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from replaygen.errors import ModelError, RecipeError, ReplaygenError
 from replaygen.generators import biggan, classifiers, classmap, imagenet, pipelines_check
 from replaygen.generators.folder import weights_folder, weights_identity
-from replaygen.generators.specs import BigGanSpec
+from replaygen.generators.specs import BigGanSpec, DiffusionSpec
 from replaygen.learn.specs import file_sha256
 from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
 
@@ -94,6 +94,11 @@ def _open(
                 hint=f"leave them out; [replay.{name}.diffusion] words says what to call a class",
             )  # fmt: skip
         return GeneratorAt(folder, weights, prompted=True, lora=lora)
+    told = sorted({"prompts", "words", "negative_prompt"} & (table.diffusion or DiffusionSpec()).model_fields_set)
+    if told:
+        raise RecipeError(
+            f"replay.{name} draws by class: {', '.join(told)} would be ignored", where=str(path), hint="leave them out"
+        )
     if kind == "biggan":
         biggan.truncation_row((table.biggan or BigGanSpec()).truncation, biggan.read_config(folder).n_stats)
     names, count = _classes(folder, kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from replaygen.report.curves import FAINT, INK, MARKERS, short, spread, stand_in, themed
@@ -45,6 +45,7 @@ class Quality:
     """The numbers of one class of one source; None where there were too few images to say.
 
     Attributes:
+        seed: whose step-0 encoder and labels were used.
         generated, accepted: images made, and those in which the labelling model found the class.
         real: real images of the class in its step, which the others are compared to.
         found: accepted / generated, percent.
@@ -58,6 +59,7 @@ class Quality:
 
     name: str
     source: str
+    seed: int
     generated: int
     accepted: int
     real: int
@@ -94,14 +96,15 @@ def qualities(plan: Plan, seed: int) -> list[Quality]:
         told = json.loads(plan.store.read(record.output("quality.json").digest))
         closest = tuple(_closest(plan.store, record, told["pairs"][: min(CLOSEST, left)]))
         left -= len(closest)
-        found.append(_quality(source, told, closest))
+        found.append(_quality(source, seed, told, closest))
     return found
 
 
-def _quality(source: str, told: dict[str, Any], closest: tuple[Close, ...]) -> Quality:
+def _quality(source: str, seed: int, told: dict[str, Any], closest: tuple[Close, ...]) -> Quality:
     spread_of_real = told["real_diversity"]
     return Quality(
-        name=told["class"], source=source, generated=told["generated"], accepted=told["accepted"], real=told["real"],
+        name=told["class"], source=source, seed=seed,
+        generated=told["generated"], accepted=told["accepted"], real=told["real"],
         found=_times(told["found_share"], 100), area=_times(told["area"], 100),
         real_area=_times(told["real_area"], 100),
         diversity=_times(told["diversity"], 100 / spread_of_real) if spread_of_real else None,
@@ -210,13 +213,24 @@ def cells(quality: Quality) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def quality_rows(found: Iterable[Quality]) -> list[dict[str, Any]]:
+    """Plain data with stable keys, without the pictures."""
+    rows = [asdict(quality) for quality in found]
+    for row in rows:
+        row["closest"] = [{key: value for key, value in close.items() if key != "image"} for close in row["closest"]]
+    return rows
+
+
 def quality_text(found: Iterable[Quality]) -> str:
-    """An aligned table for the terminal; "" where nothing was generated."""
-    rows = [cells(quality) for quality in found]
-    if not rows:
+    """An aligned table for the terminal, with a column of seeds where there are several; "" where there is nothing."""
+    found = list(found)
+    if not found:
         return ""
-    table = [COLUMNS, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    table = [COLUMNS, *map(cells, found)]
+    if len({quality.seed for quality in found}) > 1:
+        seeds = ["seed", *(str(quality.seed) for quality in found)]
+        table = [(*row[:2], seed, *row[2:]) for row, seed in zip(table, seeds, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]  # fmt: skip
     return "\n".join(line.rstrip() for line in lines)

@@ -20,7 +20,7 @@ from replaygen.plan import Plan, Recipe
 from replaygen.runs import Run, run
 from replaygen.runs.execute import parameters
 from replaygen.stages import Inputs
-from replaygen.stages.generate import FitGeneratorStage, _step_pictures
+from replaygen.stages.fit import FitGeneratorStage, _step_pictures
 from replaygen.store import Shard, Store
 
 GENERATED = (

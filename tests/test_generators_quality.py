@@ -24,7 +24,7 @@ from replaygen.learn import NetworkSpec, build_network
 from replaygen.learn.checkpoint import save_checkpoint
 from replaygen.plan import Plan, Recipe
 from replaygen.report.page import environment
-from replaygen.report.quality import Quality, qualities, quality_charts, quality_text
+from replaygen.report.quality import Quality, qualities, quality_charts, quality_rows, quality_text
 from replaygen.sample import encode_png
 from replaygen.stages.base import Inputs, Out, Stage
 from replaygen.stages.quality import QualityParams, QualityStage, pooled
@@ -415,7 +415,11 @@ def _render(found: list[Quality], seed: int = 0) -> str:
 
     charts = [Markup(chart) for chart in quality_charts(found)]
     report = SimpleNamespace(seed=seed)
-    return environment().get_template("quality.html").render(qualities=found, quality_charts=charts, report=report)
+    return (
+        environment()
+        .get_template("quality.html")
+        .render(qualities=found, quality_charts=charts, report=report, fits=())
+    )
 
 
 def test_the_report_shows_what_was_measured(world: World) -> None:
@@ -435,7 +439,8 @@ def test_the_report_shows_what_was_measured(world: World) -> None:
     assert found.memorised == 25
     assert len(found.closest) == 3
     assert all(close.memorised and close.real in world.ids[:5] for close in found.closest)
-    assert [quality.source for quality in qualities(world.plan, 1)] == ["hub"]
+    (other,) = qualities(world.plan, 1)
+    assert (other.source, found.seed, other.seed) == ("hub", 0, 1)
     html = _render([found])
     assert html.count('src="data:image/') == 3
     assert f"copy of {found.closest[0].real}" in re.sub(r"\s+", " ", html)
@@ -446,13 +451,17 @@ def test_the_report_shows_what_was_measured(world: World) -> None:
     assert re.split(" {2,}", lines[0])[-3:] == ["KID x 1000", "floor", "memorised %"]
     assert lines[1].split()[:5] == [CLASS, "fitted", "20", "19", "95"]
     assert lines[1].split()[-1] == "25.0"
+    assert [line.split()[2] for line in quality_text([found, other]).splitlines()] == ["seed", "0", "1"]
+    (row, _) = json.loads(json.dumps(quality_rows([found, other])))
+    assert (row["seed"], row["kid"]) == (0, found.kid)
+    assert row["closest"][0].keys() == {"id", "real", "distance", "memorised"}
 
 
 def test_the_report_escapes_names_and_has_a_chart_for_six_classes() -> None:
     """A class name from outside is text; seven classes of one source stand in two charts without sharing an id."""
     blank = dict.fromkeys(("found", "area", "real_area", "diversity", "precision", "coverage", "kid", "deviation"))
     named = [
-        Quality(f"<b>{i}$x$</b>", "s", 3, 0, 3, **blank, floor=None, memorised=None, real_memorised=12.0 * (i == 7),  # type: ignore[arg-type]
+        Quality(f"<b>{i}$x$</b>", "s", 0, 3, 0, 3, **blank, floor=None, memorised=None, real_memorised=12.0 * (i == 7),  # type: ignore[arg-type]
                 curve=((10, 5.0), (20, -0.1)) if i else ())
         for i in range(8)
     ]  # fmt: skip

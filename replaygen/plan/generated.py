@@ -13,14 +13,8 @@ from replaygen.generators.specs import LEAST, FitSpec
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.exemplar import choose
 from replaygen.stages.base import Task
-from replaygen.stages.generate import (
-    BigGanStage,
-    ClassMapStage,
-    DiffusionStage,
-    FitGeneratorStage,
-    FittedStage,
-    iterations,
-)
+from replaygen.stages.fit import FitGeneratorStage, iterations
+from replaygen.stages.generate import BigGanStage, ClassMapStage, DiffusionStage, FittedStage
 from replaygen.stages.quality import QualityStage
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 from replaygen.stages.base import Inputs, Out, Stage, Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
-from replaygen.stages.generate import BigGanStage, ClassMapStage, DiffusionStage, FitGeneratorStage, FittedStage
+from replaygen.stages.fit import FitGeneratorStage
+from replaygen.stages.generate import BigGanStage, ClassMapStage, DiffusionStage, FittedStage
 from replaygen.stages.given import GivenStage
 from replaygen.stages.label import LabelStage, RelabelStage
 from replaygen.stages.quality import QualityStage

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from replaygen.errors import DataError
+from replaygen.errors import DataError, ModelError
 from replaygen.stages.base import Inputs
 from replaygen.store import Record
 
@@ -104,6 +105,26 @@ def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
         _models.clear()
         _models[name] = (net.to(device).eval(), info)
     return _models[name]
+
+
+@contextmanager
+def on_this_machine() -> Iterator[None]:
+    """What only the machine that runs a task can know, as errors with a way out: a missing package, a full GPU.
+
+    Raises:
+        ModelError: either.
+    """
+    import torch
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the package {error.name} is not installed where this task runs",
+            hint="pip install 'replaygen[biggan,diffusion]' there",
+        ) from None
+    except torch.cuda.OutOfMemoryError:
+        raise ModelError("the GPU's memory is full", hint="lower the source's `batch`, or a fit's `batch`") from None
 
 
 class Features:

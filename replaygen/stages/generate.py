@@ -1,12 +1,10 @@
-"""Stages that fit a generator, map its classes, and draw image shards from it."""
+"""Stages that map a generator's classes and draw image shards from it."""
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,161 +13,12 @@ from replaygen.canonical import digest_of
 from replaygen.errors import DataError, ModelError
 from replaygen.learn.specs import file_sha256
 from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
-from replaygen.stages.context import device_of, open_current
+from replaygen.stages.context import device_of, on_this_machine, open_current
 
 if TYPE_CHECKING:
     from replaygen.generators.draws import Generator
-    from replaygen.generators.pictures import Fitted, Seen
 
 CLASS_ABSENT = "no-class-match"
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What only the machine that runs a task can know, as errors with a way out: a missing package, a full GPU.
-
-    Raises:
-        ModelError: either.
-    """
-    import torch
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"the package {error.name} is not installed where this task runs",
-            hint="pip install 'replaygen[biggan,diffusion]' there",
-        ) from None
-    except torch.cuda.OutOfMemoryError:
-        raise ModelError("the GPU's memory is full", hint="lower the source's `batch`, or a fit's `batch`") from None
-
-
-@dataclass(frozen=True)
-class FitParams:
-    """classes, channels: what it learns; step: whose images it is fitted on, None for photos; fit: see `FitSpec`."""
-
-    dataset: str
-    scenario: str
-    step: int | None
-    classes: tuple[str, ...]
-    channels: tuple[int, ...]
-    fit: dict[str, Any]
-    threads: int
-
-
-class FitGeneratorStage(Stage[FitParams]):
-    """A step's own images (or a source's photos) -> generator.safetensors, generator.json, snapshots, curve.json."""
-
-    name = "fit-generator"
-    version = 1
-    modules = (
-        "replaygen.generators.gan",
-        "replaygen.generators.critic",
-        "replaygen.generators.ddpm",
-        "replaygen.generators.pictures",
-        "replaygen.generators.specs",
-        "replaygen.generators.draws",
-        "replaygen.learn.partial",
-        "replaygen.learn.fitting",
-        "replaygen.learn.batches",
-        *DATA_MODULES,
-    )
-    seconds_per_sample = 0.3
-    bytes_per_sample = 700
-    heavy = True
-    Params = FitParams
-
-    def run(self, params: FitParams, inputs: Inputs, out: Out) -> None:
-        """Gather the pictures, fit, keep nothing of them but the weights."""
-        from replaygen.generators.pictures import Pictures
-        from replaygen.generators.specs import FitSpec
-
-        spec = FitSpec.model_validate(params.fit)
-        seen = _step_pictures(params, inputs) if params.step is not None else _photo_pictures(params, inputs)
-        pictures = Pictures(params.classes, seen, spec)
-        with _told():
-            made = _fit(pictures, spec, inputs, _partial(inputs, out))
-        out.accept(iterations(spec, warm=bool(inputs.records("previous"))))
-        out.put("generator.safetensors", made.tensors)
-        out.put_json("generator.json", made.config)
-        if made.critic is not None:
-            out.put("critic.safetensors", made.critic)
-        out.put_json("curve.json", list(made.losses))
-        out.shard("snapshots", _snapshots(made))
-        out.provenance = {"pictures": len(pictures), "classes": list(params.classes)}
-
-
-def iterations(spec: Any, *, warm: bool) -> int:
-    """Iterations of a fit; one that goes on from the step before may take fewer."""
-    return int(spec.warm_iterations or spec.iterations) if warm else int(spec.iterations)
-
-
-def _partial(inputs: Inputs, out: Out) -> Path:
-    import torch
-
-    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
-
-
-def _fit(pictures: Any, spec: Any, inputs: Inputs, partial: Path) -> Fitted:
-    import logging
-
-    log = logging.getLogger("replaygen.fit").info
-    before = inputs.records("previous")
-    seed, device = int(inputs.seed or 0), device_of(inputs.where)
-    told = inputs.read_json(before[0], "generator.json") if before else {}
-    tensors = inputs.read(before[0], "generator.safetensors") if before else b""
-    if spec.kind == "gan":
-        from replaygen.generators.gan import fit_gan
-
-        critic = inputs.read(before[0], "critic.safetensors") if before else None
-        start = (tensors, told, critic) if before else None
-        return fit_gan(pictures, spec, seed=seed, partial=partial, start=start, device=device, log=log)
-    from replaygen.generators.ddpm import fit_ddpm
-
-    going = (tensors, told) if before else None
-    return fit_ddpm(pictures, spec, seed=seed, partial=partial, start=going, device=device, log=log)
-
-
-def _step_pictures(params: FitParams, inputs: Inputs) -> Iterator[Seen]:
-    from replaygen.generators.pictures import Seen
-
-    assert params.step is not None
-    dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
-    ids = scenario.steps[params.step].ids
-    present = dataset.present(ids)
-    raw = [scenario.raw[channel - 1] for channel in params.channels]
-    for image_id in ids:
-        held = [label for label, one in enumerate(raw) if one in present[image_id]]
-        if not held:
-            continue
-        image, mask = dataset.image(image_id), dataset.mask(image_id)
-        for label in held:
-            yield Seen(label, image, mask == raw[label] if mask.shape == image.shape[:2] else None)
-
-
-def _photo_pictures(params: FitParams, inputs: Inputs) -> Iterator[Seen]:
-    from replaygen.generators.pictures import Seen
-    from replaygen.sample import decode_image
-
-    labels = {name: label for label, name in enumerate(params.classes)}
-    for record in inputs.records("images"):
-        for sample, members in inputs.shard(record, "images"):
-            about = json.loads(members["json"])
-            data = members["png"] if "png" in members else members["jpg"]
-            yield Seen(labels[about["class"]], decode_image(data, where=sample))
-
-
-def _snapshots(made: Fitted) -> list[tuple[str, dict[str, bytes]]]:
-    from replaygen.sample import encode_png
-
-    classes = made.config["classes"]
-    items = []
-    for iteration, images in made.snapshots:
-        for n, image in enumerate(images):
-            about = {"iteration": iteration, "class": classes[n % len(classes)]}
-            members = {"png": encode_png(image), "json": json.dumps(about, sort_keys=True).encode()}
-            items.append((f"i{iteration:08d}-{n:04d}", members))
-    return items
 
 
 @dataclass(frozen=True)
@@ -273,7 +122,7 @@ class _DrawStage(Stage[DrawParams]):
                 out.reject(image_id(params.class_name, seed), CLASS_ABSENT)
             out.shard("images", [])
             return
-        with _told():
+        with on_this_machine():
             self._draw(params, label, self._held(params, inputs), inputs, out)
 
     def _draw(self, params: DrawParams, label: int | None, generator: Generator, inputs: Inputs, out: Out) -> None:

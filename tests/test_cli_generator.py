@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from replaygen.cli.app import app
 from replaygen.errors import DataError, ReplaygenError, StoreError
-from replaygen.plan import Recipe
+from replaygen.generators.classmap import ClassMap, Match
+from replaygen.plan import Plan, Recipe
 from replaygen.stages import Inputs, Out
 from replaygen.store import Store
 
@@ -36,16 +37,21 @@ def _run(*arguments: object) -> str:
     return done.output
 
 
+def _put(plan: Plan, slot: str, files: Mapping[str, bytes]) -> None:
+    """Publish a task's outputs without doing it."""
+    task = plan.tasks[plan.slots[slot]]
+    out = Out(plan.store, task)
+    for name, data in files.items():
+        out.put(name, data)
+    plan.store.publish(out.record(Inputs(plan.store, task), {}, "2026-03-01T10:00:00+00:00", 1.0))
+
+
 @pytest.fixture
 def fitted(workspace: Workspace) -> Path:
     """A recipe with a fitted source whose weights are in the store; put there, not fitted."""
     path = workspace.recipe(FITTED)
     plan = Recipe.load(str(path)).plan(Store(workspace.root / "cache"))
-    task = plan.tasks[plan.slots["generator/own/step0"]]
-    out = Out(plan.store, task)
-    out.put("generator.safetensors", WEIGHTS)
-    out.put_json("generator.json", {"classes": ["one"]})
-    plan.store.publish(out.record(Inputs(plan.store, task), {}, "2026-03-01T10:00:00+00:00", 1.0))
+    _put(plan, "generator/own/step0", {"generator.safetensors": WEIGHTS, "generator.json": b'{"classes": ["one"]}'})
     return path
 
 
@@ -93,8 +99,9 @@ def test_nothing_measured_is_told_with_the_way_out(fitted: Path, workspace: Work
     assert "without a [[method]]" in caught.value.hint
 
 
-def test_the_map_tells_every_class_and_why(workspace: Workspace) -> None:
-    """All classes of the scenario with where the answer is from, given by hand, by name or not at all."""
+@pytest.fixture
+def source(workspace: Workspace) -> str:
+    """A recipe that draws from a BigGAN of three classes."""
     pytest.importorskip("pytorch_pretrained_biggan")
     config: dict[str, Any] = {
         "output_dim": 32, "z_dim": 12, "class_embed_dim": 12, "channel_width": 16, "num_classes": 3, "eps": 1e-4,
@@ -105,8 +112,12 @@ def test_the_map_tells_every_class_and_why(workspace: Workspace) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(WEIGHTS)
-    source = '[replay.gan]\nsource = "biggan"\npath = "weights"\ncount = 2\nonly = ["zero", "one"]\n'
-    recipe = workspace.recipe(HEAD + source + "[replay.gan.classes]\none = 1\n")
+    return HEAD + '[replay.gan]\nsource = "biggan"\npath = "weights"\ncount = 2\nonly = ["zero", "one"]\n'
+
+
+def test_the_map_tells_every_class_and_why(workspace: Workspace, source: str) -> None:
+    """All classes of the scenario with where the answer is from, given by hand, by name or not at all."""
+    recipe = workspace.recipe(source + "[replay.gan.classes]\none = 1\n")
     told = json.loads(_run("map", recipe, "--json"))["gan"]
     assert (told["given"], told["measured"]) == ({"zero": 0, "one": 1}, [])
     origins = {match["class_name"]: match["origin"] for match in told["matches"]}
@@ -116,4 +127,19 @@ def test_the_map_tells_every_class_and_why(workspace: Workspace) -> None:
     assert [line.split()[:3] for line in lines[2:4]] == [["zero", "0", "zero"], ["one", "1", "ace"]]
     assert lines[4].split()[:4] == ["two", "-", "no", "decent"]
     with pytest.raises(ReplaygenError, match="two"):
-        _run("map", workspace.recipe(HEAD + source.replace('"one"', '"two"'), "lacking"))
+        _run("map", workspace.recipe(source.replace('"one"', '"two"'), "lacking"))
+
+
+def test_the_map_tells_what_was_measured(workspace: Workspace, source: str) -> None:
+    """What a classifier found stands beside what was known before."""
+    (workspace.root / "classifier").mkdir()
+    (workspace.root / "classifier" / "config.json").write_text("{}")
+    method = '[[method]]\nname = "recall"\ntrainer = "recall"\nreplay = "gan"\n'
+    recipe = workspace.recipe(source + '[replay.gan.map]\nclassifier = "classifier"\n' + method)
+    plan = Recipe.load(str(recipe)).plan(Store(workspace.root / "cache"))
+    found = ClassMap((Match("one", 2, "cow", 0.5, images=9, origin="measured"),), 3)
+    _put(plan, "classmap/gan/step0", {"classmap.json": found.to_json()})
+    told = json.loads(_run("map", recipe, "--json"))["gan"]
+    assert told["given"] == {"zero": 0}
+    assert [told["measured"][0]["matches"][0][key] for key in ("class_name", "index", "images")] == ["one", 2, 9]
+    assert _run("map", recipe).rstrip().endswith(found.as_text())

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
 
 def table(
     name: str, recipe: str, *, person: bool = False, rows: Sequence[str] = ROWS, main: str = "recall",
-    quick: Mapping[str, Any] | None = None,
+    quick: Mapping[str, Any] | None = None, seeds: Sequence[int] = SEEDS,
 ) -> None:  # fmt: skip
     """Run a recipe for every seed and write its figures.
 
@@ -42,6 +42,7 @@ def table(
         rows: of the recipe, in the order of the figures.
         main: the row whose share of the gap is told.
         quick: what `--quick` lays over the recipe.
+        seeds: of training.
     """
     need_data("voc_animals", "web_animals", "weights")
     if quick is not None:
@@ -49,43 +50,46 @@ def table(
         TINY.update(quick)
     if QUICK:
         with fresh_folder() as folder:
-            write(name, _figures(recipe, folder, person, rows, main))
+            write(name, _figures(recipe, folder, person, rows, main, seeds))
     else:
-        write(name, _figures(recipe, REPOSITORY / "data" / f"bench-{name}", person, rows, main))
+        write(name, _figures(recipe, REPOSITORY / "data" / f"bench-{name}", person, rows, main, seeds))
 
 
-def _figures(recipe: str, folder: Path, person: bool, rows: Sequence[str], main: str) -> dict[str, Any]:
+def _figures(
+    recipe: str, folder: Path, person: bool, rows: Sequence[str], main: str, seeds: Sequence[int]
+) -> dict[str, Any]:
     from replaygen.runs import read_result
 
-    alone = _run(recipe, folder, SEEDS[:1])
-    every = _run(recipe, folder, SEEDS)
-    plan = _plan(recipe, folder, SEEDS)
+    alone = _run(recipe, folder, seeds[:1])
+    every = _run(recipe, folder, seeds) if len(seeds) > 1 else {"seconds": 0.0, "cpu_seconds": 0.0}
+    plan = _plan(recipe, folder, seeds)
     result = read_result(plan)
-    figures: dict[str, Any] = {row: _row(result.last(row)) for row in rows}
+    figures: dict[str, Any] = {row: _row(result.last(row), seeds) for row in rows}
     figures["gap_closed"] = rounded(result.gap_closed(main) or [])
     if person:
-        figures["person_iou"] = {row: _course(result, row, "person") for row in rows}
+        figures["person_iou"] = {row: _course(result, row, "person", seeds) for row in rows}
     figures["rows"] = list(rows)
-    figures["quality"] = _quality(plan)
+    figures["quality"] = _quality(plan, seeds[0])
     figures |= {
-        "seeds": list(SEEDS),
+        "seeds": list(seeds),
         "seconds_one_seed_alone": _part(alone, "seconds", 1),
-        "seconds_per_seed": _total(alone, every, "seconds"),
-        "cpu_seconds_per_seed": _total(alone, every, "cpu_seconds"),
-        "stage_seconds_one_seed_alone": round(_stage_seconds(_plan(recipe, folder, SEEDS[:1])), 1),
-        "stage_seconds_per_seed": round(_stage_seconds(plan) / len(SEEDS), 1),
+        "seconds_per_seed": _total(alone, every, "seconds", len(seeds)),
+        "cpu_seconds_per_seed": _total(alone, every, "cpu_seconds", len(seeds)),
+        "stage_seconds_one_seed_alone": round(_stage_seconds(_plan(recipe, folder, seeds[:1])), 1),
+        "stage_seconds_per_seed": round(_stage_seconds(plan) / len(seeds), 1),
         "workers": WORKERS,
     }
     return figures
 
 
-def _quality(plan: Plan) -> list[dict[str, Any]]:
-    """How good each generated set is, seed 0."""
+def _quality(plan: Plan, seed: int) -> list[dict[str, Any]]:
+    """How good each generated set is, by one seed's encoder and labels."""
     from replaygen.report.quality import qualities
 
     names = ("name", "source", "generated", "accepted", "found", "diversity", "kid", "floor", "memorised",
              "real_memorised")  # fmt: skip
-    return [{name: getattr(one, name) for name in names} for one in qualities(plan, SEEDS[0])]
+    told = [{name: getattr(one, name) for name in names} for one in qualities(plan, seed)]
+    return [{k: round(v, 1) if isinstance(v, float) else v for k, v in one.items()} for one in told]
 
 
 def _changes(seeds: Sequence[int]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _run(recipe: str, folder: Path, seeds: Sequence[int]) -> Mapping[str, Any] |
     from replaygen.canonical import digest_of
 
     folder.mkdir(parents=True, exist_ok=True)
-    before = set(_plan(recipe, folder, SEEDS[:1]).tasks) if len(seeds) > 1 else set()
+    before = set(_plan(recipe, folder, seeds[:1]).tasks) if len(seeds) > 1 else set()
     plan = _plan(recipe, folder, seeds)
     fresh = {task.key for task in plan.to_run()} == set(plan.tasks) - before
     remembered = folder / f"seconds-{digest_of(sorted(plan.tasks))[:16]}.json"
@@ -137,11 +141,11 @@ def _part(taken: Mapping[str, Any] | None, name: str, seeds: int) -> float | Non
     return None if taken is None else round(float(taken[name]) / seeds, 1)
 
 
-def _total(alone: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, name: str) -> float | None:
+def _total(alone: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, name: str, seeds: int) -> float | None:
     """Both phases together, for one seed."""
     if alone is None or rest is None:
         return None
-    return round(float(alone[name] + rest[name]) / len(SEEDS), 1)
+    return round(float(alone[name] + rest[name]) / seeds, 1)
 
 
 def _stage_seconds(plan: Plan) -> float:
@@ -150,10 +154,10 @@ def _stage_seconds(plan: Plan) -> float:
     return sum(record.seconds for record in records if record is not None)
 
 
-def _row(last: Sequence[StepResult]) -> dict[str, Any]:
+def _row(last: Sequence[StepResult], seeds: Sequence[int]) -> dict[str, Any]:
     """Figures of a row after its last step, each a list over seeds, percent, background counted in all and old."""
-    if len(last) != len(SEEDS):
-        raise RuntimeError(f"{len(last)} of {len(SEEDS)} seeds were evaluated")
+    if len(last) != len(seeds):
+        raise RuntimeError(f"{len(last)} of {len(seeds)} seeds were evaluated")
     return {
         "all": rounded([step.metrics["all"] for step in last]),
         "old": rounded([step.metrics["old"] for step in last]),
@@ -166,6 +170,6 @@ def _row(last: Sequence[StepResult]) -> dict[str, Any]:
     }
 
 
-def _course(result: RunResult, row: str, name: str) -> list[list[float]]:
+def _course(result: RunResult, row: str, name: str, seeds: Sequence[int]) -> list[list[float]]:
     """A class's IoU in percent after every step of a row, a list for each seed; joint has its one step only."""
-    return [rounded([step.metrics["per_class"][name] for step in result.of(row, seed)]) for seed in SEEDS]
+    return [rounded([step.metrics["per_class"][name] for step in result.of(row, seed)]) for seed in seeds]

@@ -140,6 +140,7 @@ def test_ctrl_c_says_what_is_kept(workspace: Workspace) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "replaygen", "run", recipe], cwd=workspace.root, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )  # fmt: skip
     partial = workspace.root / "cache" / "partial"
     waited = time.monotonic() + 120

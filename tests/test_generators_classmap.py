@@ -272,6 +272,13 @@ def test_measured_with_other_classes_is_found_by_name() -> None:
     strange = ClassMap((Match("cow", 20, "oxlike", 0.5),), 21841)
     with pytest.raises(ModelError, match=r"'cow' was measured as 20 .* 0\.\.999"):
         resolve(("cow",), given={}, generator_names=None, generator_count=1000, measured=strange)
+    as_many = ClassMap((Match("cow", 2, "cow-like", 0.9, origin="measured"),), 5)
+    found = resolve(("cow",), given={}, generator_names=tuple("abcde"), generator_count=5, measured=as_many)
+    assert found["cow"].index is None
+    assert "cow-like" in found["cow"].note
+    nameless = ClassMap((Match("cow", 2, "LABEL_2", 0.9, origin="measured"),), 5)
+    found = resolve(("cow",), given={}, generator_names=tuple("abcde"), generator_count=5, measured=nameless)
+    assert found["cow"].index == 2
 
 
 @pytest.mark.parametrize(

@@ -252,11 +252,11 @@ def _translated(match: Match, outputs: int, names: Names | None, count: int) -> 
     if outputs != count:
         raise ModelError(
             f"class {match.class_name!r} was measured as {match.index} ({match.label}) of {outputs} classes, but the "
-            f"generator has {count} and not exactly one of them is called so",
+            f"generator's are 0..{count - 1} and not exactly one of them is called so",
             hint="use a classifier of its classes, or give the class by hand",
         )
     nameless = not match.label or match.label.removeprefix("LABEL_").isdecimal()
-    if names is not None and not nameless:
+    if names is not None and not nameless and not names.agrees(match.index or 0, match.label or ""):
         return replace(match, index=None, note=f"the classifier's {match.label!r} is no class of the generator")
     return match
 

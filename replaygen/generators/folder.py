@@ -41,6 +41,7 @@ _WANTED = ["model_index.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.mo
 _UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors", "*flax*", "*onnx*", "*openvino*"]
 _DECIDING = (".safetensors", ".json", ".txt", ".model")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_USERINFO = re.compile(r"//[^/@\s]*@")
 _CHUNK = 1 << 20
 _JSON_MB = 16
 _HEADER_MB = 100
@@ -389,7 +390,7 @@ def _from_hub(name: str, revision: str | None, folder: Path) -> Path:
     except Exception as error:
         told = str(error).strip().splitlines() or [""]
         raise ModelError(
-            f"{name} cannot be fetched: {type(error).__name__}: {told[0][:200]}",
+            f"{name} cannot be fetched: {type(error).__name__}: {_USERINFO.sub("//", told[0][:200])}",
             where=f"revision {revision}" if revision else "", hint=by_hand,
         ) from None  # fmt: skip
     check_weights(found, "diffusion")

@@ -388,9 +388,9 @@ def _from_hub(name: str, revision: str | None, folder: Path) -> Path:
     try:
         found = Path(snapshot_download(name, **options))
     except Exception as error:
-        told = str(error).strip().splitlines() or [""]
+        shown = _USERINFO.sub("//", (str(error).strip().splitlines() or [""])[0][:200])
         raise ModelError(
-            f"{name} cannot be fetched: {type(error).__name__}: {_USERINFO.sub("//", told[0][:200])}",
+            f"{name} cannot be fetched: {type(error).__name__}: {shown}",
             where=f"revision {revision}" if revision else "", hint=by_hand,
         ) from None  # fmt: skip
     check_weights(found, "diffusion")

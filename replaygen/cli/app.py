@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from replaygen.cli import cache, generator, places
+from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan, Recipe
@@ -28,36 +29,6 @@ app.add_typer(places.recipes, name="recipes")
 app.add_typer(generator.app, name="generator")
 app.command()(places.init)
 app.command()(places.doctor)
-
-RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or its name in pipelines/")]
-Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="the store; default: cache/ of the recipe's workspace")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over the recipe, VALUE in TOML")]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Dask worker processes; 0: this process")]
-Scheduler = Annotated[str | None, typer.Option(help="tcp:// or tls:// address of a running Dask cluster")]
-
-
-def open_recipe(
-    name: str, changes: list[str] | None, cache_root: Path | None, extra: dict[str, Any] | None = None
-) -> tuple[Recipe, Store]:
-    """The recipe with `--set` laid over it, and the store to use."""
-    import tomllib
-
-    from replaygen.errors import RecipeError
-    from replaygen.plan import Recipe
-    from replaygen.store import Store
-
-    laid = dict(extra or {})
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        try:
-            laid[key.strip()] = tomllib.loads(f"x = {value}")["x"] if equals else True
-        except tomllib.TOMLDecodeError:
-            raise RecipeError(
-                f"--set {change!r}: the value is no TOML", hint="quote text: --set 'data.path=\"photos\"'"
-            ) from None
-    recipe = Recipe.load(name, laid)
-    return recipe, Store(cache_root) if cache_root is not None else recipe.store()
 
 
 def _how(workers: int | None, scheduler: str | None) -> dict[str, Any]:

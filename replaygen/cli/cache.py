@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from replaygen.cli.options import Json
+
 app = typer.Typer(no_args_is_help=True, help="Look into the store: ls, du, why, verify, gc.")
 
-Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
 Root = Annotated[Path, typer.Option("--cache", help="the store")]
 
 

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replaygen.cli.options import Cache, Json, RecipeName, Set, open_recipe
+
 if TYPE_CHECKING:
     from replaygen.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, help="Class maps, quality and weights of a recipe's generators.")
 
-RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or its name in pipelines/")]
-Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="the store; default: cache/ of the recipe's workspace")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over the recipe, VALUE in TOML")]
-
 
 def _plan(recipe: str, changes: list[str] | None, cache_root: Path | None) -> Plan:
-    from replaygen.cli.app import open_recipe
-
     found, store = open_recipe(recipe, changes, cache_root)
     return found.plan(store)
 

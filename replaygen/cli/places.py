@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-recipes = typer.Typer(no_args_is_help=True, help="List recipes and trainers, copy them into this workspace.")
+from replaygen.cli.options import Json
 
-Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
+recipes = typer.Typer(no_args_is_help=True, help="List recipes and trainers, copy them into this workspace.")
 
 
 def init(folder: Annotated[Path, typer.Argument(help="the new workspace")] = Path(), as_json: Json = False) -> None:

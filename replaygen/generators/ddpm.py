@@ -31,7 +31,7 @@ from torch.nn import functional
 from replaygen.canonical import digest_of
 from replaygen.errors import ModelError
 from replaygen.generators.draws import Draw, Generator, normals, padded, seeds_of, to_uint8
-from replaygen.generators.pictures import Fitted, Pictures
+from replaygen.generators.pictures import Fitted, Pictures, points
 from replaygen.generators.specs import FitSpec
 from replaygen.learn.batches import derive
 from replaygen.learn.fitting import Event, Log, deterministic, pick_device
@@ -163,7 +163,7 @@ class _Fit:
         self.start = start
         self.device = device
         self.log = log
-        self.total = spec.iterations if start is None else spec.warm_iterations or spec.iterations
+        self.total = spec.length(warm=start is not None)
         self.config = architecture(spec, pictures.classes)
         net = _network(self.config, derive(seed, "weights"))
         if start is not None:
@@ -187,7 +187,7 @@ class _Fit:
         )  # fmt: skip
 
     def _iterate(self, first: int, folder: PartialFolder | None, checkpoint_seconds: float) -> None:
-        total, told, shown = self.total, _points(self.total, _LOGGED), _points(self.total, self.spec.snapshots)
+        total, told, shown = self.total, points(self.total, _LOGGED), points(self.total, self.spec.snapshots)
         saved_at = time.monotonic()
         self.net.train()
         for t in range(first, total):
@@ -256,7 +256,7 @@ class _Fit:
 
     def _told_losses(self) -> tuple[dict[str, float], ...]:
         """The mean loss since the point before, for every point that was reached."""
-        ends = [end for end in _points(self.total, _LOGGED) if end <= len(self.losses)]
+        ends = [end for end in points(self.total, _LOGGED) if end <= len(self.losses)]
         return tuple(
             {"iteration": end, "loss": sum(self.losses[first:end]) / (end - first)}
             for first, end in zip([0, *ends], ends, strict=False)
@@ -288,11 +288,6 @@ class _Fit:
 
     def _tell(self, kind: str, **more: Any) -> None:
         self.log(Event(event=kind, of=self.total, **more))
-
-
-def _points(total: int, count: int) -> list[int]:
-    """At most `count` iterations at equal distances, the last of them `total`."""
-    return sorted({math.ceil(total * (i + 1) / count) for i in range(count)})
 
 
 def _scheduler() -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,14 +26,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from replaygen.canonical import digest_of
 from replaygen.errors import ModelError
 from replaygen.generators.critic import Critic, augment
 from replaygen.generators.draws import normals
-from replaygen.generators.pictures import Fitted, Pictures
+from replaygen.generators.pictures import Fitted, Pictures, points
 from replaygen.generators.specs import FitSpec
 from replaygen.learn.batches import derive
 from replaygen.learn.fitting import Event, Log, deterministic
-from replaygen.learn.partial import FitState, PartialFolder
+from replaygen.learn.partial import FitState, PartialFolder, pack, unpack
 
 N_STATS = 11
 """Truncations 0, 0.1, .. 1 for which a fitted generator keeps batch-norm statistics."""
@@ -133,16 +133,16 @@ class _Gan:
         self.pictures = pictures
         self.spec = spec
         self.seed = seed
+        self.start = start
         self.device = device
         self.log = log
         self.classes = len(pictures.classes)
-        self.total = spec.warm_iterations or spec.iterations if start is not None else spec.iterations
+        self.total = spec.length(warm=start is not None)
         self.config = {**architecture(spec, self.classes), "kind": "gan", "classes": list(pictures.classes)}
         torch.manual_seed(derive(seed, "start"))
         generator, critic = build_generator(self.config), Critic(spec.size, spec.critic_width, self.classes)
         if start is not None:
             _go_on(generator, critic, start, self.config)
-        self.start_digest = hashlib.sha256(b"".join(_bytes(t) for t in generator.state_dict().values())).hexdigest()
         layout = torch.channels_last
         generator = generator.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         critic = critic.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -152,7 +152,7 @@ class _Gan:
         self.for_critic = torch.optim.Adam(critic.parameters(), lr=spec.critic_lr, **adam)
         self.losses: list[list[float]] = []
         self.snapshots: list[tuple[int, npt.NDArray[np.uint8]]] = []
-        self.due = {math.ceil(self.total * (n + 1) / spec.snapshots) for n in range(spec.snapshots)}
+        self.due = points(self.total, spec.snapshots)
 
     def run(self, partial: Path | None, checkpoint_seconds: float) -> Fitted:
         folder = None if partial is None else PartialFolder(partial, self._identity(), self._warn)
@@ -262,41 +262,26 @@ class _Gan:
                     norm.running_vars[point] = variances.mean(0) + means.var(0, correction=0)
                     norm.moments = None
 
-    def _parts(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        yield "generator", self.nets.generator.state_dict()
-        yield "averaged", self.nets.averaged.state_dict()
-        yield "critic", self.nets.critic.state_dict()
+    def _parts(self) -> Iterator[tuple[str, Mapping[str, Tensor], torch.optim.Optimizer, dict[str, Tensor]]]:
+        nets = self.nets
+        yield "generator/", nets.generator.state_dict(), self.for_generator, nets.averaged.state_dict()
+        yield "critic/", nets.critic.state_dict(), self.for_critic, {}
 
     def _state(self, iteration: int) -> FitState:
-        tensors = {f"{part}/{name}": tensor for part, held in self._parts() for name, tensor in held.items()}
-        for part, optimizer in (("for_generator", self.for_generator), ("for_critic", self.for_critic)):
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{part}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        tensors: dict[str, Tensor] = {}
+        for part, net, optimizer, averaged in self._parts():
+            tensors |= {f"{part}{name}": tensor for name, tensor in pack(net, optimizer, averaged).items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 3)
         tensors |= {f"snapshot/{i}": torch.from_numpy(images) for i, images in self.snapshots}
-        # a tensor may lie in memory in another order than its shape says
-        return FitState(iteration, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
+        return FitState(iteration, tensors, {})
 
     def _resume(self, folder: PartialFolder) -> int:
         state = folder.newest()
         if state is None:
             return 0
-        with torch.no_grad():
-            for part, held in self._parts():
-                for name, tensor in held.items():
-                    tensor.copy_(state.tensors[f"{part}/{name}"])
-        for part, optimizer in (("for_generator", self.for_generator), ("for_critic", self.for_critic)):
-            states: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in state.tensors.items():
-                if name.startswith(f"{part}/"):
-                    _, index, key = name.split("/")
-                    states.setdefault(int(index), {})[key] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": states, "param_groups": groups})
-            for parameter, state_of in optimizer.state.items():
-                for key, value in state_of.items():
-                    if value.shape == parameter.shape:  # the fused step reads memory in the parameter's own order
-                        state_of[key] = torch.empty_like(parameter).copy_(value)
+        for part, net, optimizer, averaged in self._parts():
+            own = {name.removeprefix(part): t for name, t in state.tensors.items() if name.startswith(part)}
+            unpack(own, net, optimizer, averaged)
         self.losses = state.tensors["losses"].tolist()
         self.snapshots = sorted(
             (int(name.removeprefix("snapshot/")), tensor.numpy())
@@ -306,8 +291,8 @@ class _Gan:
         return state.iteration
 
     def _identity(self) -> str:
-        told = [self.spec.model_dump(mode="json"), self.seed, self.pictures.digest, self.start_digest, self.total]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        start = None if self.start is None else [hashlib.sha256(part or b"").hexdigest() for part in self.start[::2]]
+        return digest_of([self.config, self.spec.model_dump(mode="json"), self.seed, self.pictures.digest, start])
 
     def _warn(self, sentence: str) -> None:
         self.log(Event(event="warning", message=sentence))
@@ -359,7 +344,3 @@ def _classes(own: dict[str, Tensor], held: Mapping[str, Tensor], table: str, bef
 def _pack(net: nn.Module) -> bytes:
     tensors = net.state_dict()
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

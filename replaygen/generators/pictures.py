@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,11 @@ class Fitted:
     losses: tuple[dict[str, float], ...]
     snapshots: tuple[tuple[int, npt.NDArray[np.uint8]], ...]
     critic: bytes | None = None
+
+
+def points(total: int, count: int) -> list[int]:
+    """At most `count` iterations at equal distances, the last of them `total`."""
+    return sorted({math.ceil(total * (i + 1) / count) for i in range(count)})
 
 
 class Pictures:

@@ -98,6 +98,10 @@ class FitSpec(_Table):
             raise ValueError(f"{value} has no statistics: a fitted GAN has those of 0.1, 0.2, ... 1")
         return value
 
+    def length(self, *, warm: bool) -> int:
+        """Iterations of a fit; one that goes on from the step before may take fewer."""
+        return self.warm_iterations or self.iterations if warm else self.iterations
+
     def fitted_by(self, *, warm: bool) -> dict[str, Any]:
         """What decides a fit, plain: not how it is drawn from, nor what the other kind or a cold start never reads."""
         without = {"truncation", "steps", "draw_batch"} | (_GAN_ONLY if self.kind == "diffusion" else set())

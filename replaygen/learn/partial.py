@@ -175,6 +175,10 @@ def unpack(
             _, index, key = name.split("/")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, held in optimizer.state.items():
+        for key, value in held.items():
+            if value.shape == parameter.shape:  # a fused step reads memory in the parameter's own order
+                held[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _digest(payload: Mapping[str, Any]) -> str:

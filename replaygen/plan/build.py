@@ -99,7 +99,7 @@ class Builder:
         self.fit_where = {name: getattr(recipe.train.fit, name) for name in HOW}
         self.current_where = {name: opened.where[name] for name in ("data", "scenario", "network", "device")}
         self.features: dict[str, Inputs] = {}
-        self.photo_shards: dict[tuple[str, int], list[str]] = {}
+        self.image_shards: dict[tuple[str, int], list[str]] = {}
         self.generated = GeneratedTasks(self)
 
     def build(self) -> Built:
@@ -250,9 +250,13 @@ class Builder:
 
     def images(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
         """The image shards of a class: photos, or what a generator makes."""
-        if table.source in GENERATED:
-            return self.generated.images(source, table, step, channel)
-        return self._photos(source, table, channel)
+        if (source, channel) not in self.image_shards:
+            generated = table.source in GENERATED
+            self.image_shards[source, channel] = (
+                self.generated.images(source, table, step, channel) if generated
+                else self._photos(source, table, channel)
+            )  # fmt: skip
+        return self.image_shards[source, channel]
 
     def _replay(self, source: str, step: Step, model: str, labeled_by: str, seed: int) -> list[str]:
         table = self.recipe.replay[source]
@@ -285,27 +289,25 @@ class Builder:
         return self.built.add(task)
 
     def _photos(self, source: str, table: ReplayTable, channel: int) -> list[str]:
-        if (source, channel) not in self.photo_shards:
-            name = self.scenario.names[channel]
-            photos = self.opened.photos[source]
-            files = candidates(
-                photos.entries(table.folders.get(name, name)),
-                count=table.count, oversample=table.oversample, seed=table.seed,
+        name = self.scenario.names[channel]
+        photos = self.opened.photos[source]
+        files = candidates(
+            photos.entries(table.folders.get(name, name)),
+            count=table.count, oversample=table.oversample, seed=table.seed,
+        )  # fmt: skip
+        if not files:
+            raise DataError(
+                f"class {name!r} has no photos in replay source {source!r}", where=str(photos.root),
+                hint="add photos, or leave the class out with `only`",
             )  # fmt: skip
-            if not files:
-                raise DataError(
-                    f"class {name!r} has no photos in replay source {source!r}", where=str(photos.root),
-                    hint="add photos, or leave the class out with `only`",
-                )  # fmt: skip
-            where = {"root": str(photos.root)}
-            keys = []
-            for i, start in enumerate(range(0, len(files), self.recipe.shard)):
-                part = files[start : start + self.recipe.shard]
-                params = {"class_name": name, "files": part, "max_side": table.max_side}
-                task = PhotoStage.task(params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part))
-                keys.append(self.built.add(task))
-            self.photo_shards[source, channel] = keys
-        return self.photo_shards[source, channel]
+        where = {"root": str(photos.root)}
+        keys = []
+        for i, start in enumerate(range(0, len(files), self.recipe.shard)):
+            part = files[start : start + self.recipe.shard]
+            params = {"class_name": name, "files": part, "max_side": table.max_side}
+            task = PhotoStage.task(params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part))
+            keys.append(self.built.add(task))
+        return keys
 
     def _exemplars(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
         name = self.scenario.names[channel]

@@ -13,7 +13,7 @@ from replaygen.generators.specs import LEAST, FitSpec
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.exemplar import choose
 from replaygen.stages.base import Task
-from replaygen.stages.fit import FitGeneratorStage, iterations
+from replaygen.stages.fit import FitGeneratorStage
 from replaygen.stages.generate import BigGanStage, ClassMapStage, DiffusionStage, FittedStage
 from replaygen.stages.quality import QualityStage
 
@@ -104,16 +104,16 @@ class GeneratedTasks:
             if spec.warm and (source, place - 1) in self.fits:
                 before = [("previous", self.fits[source, place - 1])]
             slot = f"generator/{source}/step{place}"
-        fit = spec.fitted_by(warm=bool(before) and place is not None)
+        warm = bool(before) and place is not None
         params = {
             "dataset": self.opened.dataset.digest if place is not None else "",
             "scenario": self.scenario.digest if place is not None else "",
             "step": place, "classes": [self.scenario.names[channel] for channel in learnt], "channels": learnt,
-            "fit": fit, "threads": self.recipe.threads,
+            "fit": spec.fitted_by(warm=warm), "threads": self.recipe.threads,
         }  # fmt: skip
         task = FitGeneratorStage.task(
             params, inputs=before, seed=table.seed, slot=slot, where=self.builder.current_where,
-            requested=iterations(spec, warm=bool(before) and place is not None),
+            requested=spec.length(warm=warm),
         )  # fmt: skip
         self.fits[source, place] = self.built.add(task)
         return self.fits[source, place]

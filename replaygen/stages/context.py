@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaygen.canonical import digest_of
 from replaygen.errors import DataError, ModelError
-from replaygen.stages.base import Inputs
+from replaygen.stages.base import Inputs, Out
 from replaygen.store import Record
 
 if TYPE_CHECKING:
@@ -125,6 +127,13 @@ def on_this_machine() -> Iterator[None]:
         ) from None
     except torch.cuda.OutOfMemoryError:
         raise ModelError("the GPU's memory is full", hint="lower the source's `batch`, or a fit's `batch`") from None
+
+
+def fit_folder(inputs: Inputs, out: Out) -> Path:
+    """Where checkpoints of a task's fit lie: a fit of other bytes, or of another torch, begins anew."""
+    import torch
+
+    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
 
 
 class Features:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaygen.canonical import digest_of
 from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
-from replaygen.stages.context import device_of, on_this_machine, open_current
+from replaygen.stages.context import device_of, fit_folder, on_this_machine, open_current
 
 if TYPE_CHECKING:
     from replaygen.generators.pictures import Fitted, Seen
@@ -60,8 +59,8 @@ class FitGeneratorStage(Stage[FitParams]):
         seen = _step_pictures(params, inputs) if params.step is not None else _photo_pictures(params, inputs)
         pictures = Pictures(params.classes, seen, spec)
         with on_this_machine():
-            made = _fit(pictures, spec, inputs, _partial(inputs, out))
-        out.accept(iterations(spec, warm=bool(inputs.records("previous"))))
+            made = _fit(pictures, spec, inputs, fit_folder(inputs, out))
+        out.accept(spec.length(warm=bool(inputs.records("previous"))))
         out.put("generator.safetensors", made.tensors)
         out.put_json("generator.json", made.config)
         if made.critic is not None:
@@ -69,17 +68,6 @@ class FitGeneratorStage(Stage[FitParams]):
         out.put_json("curve.json", list(made.losses))
         out.shard("snapshots", _snapshots(made))
         out.provenance = {"pictures": len(pictures), "classes": list(params.classes)}
-
-
-def iterations(spec: Any, *, warm: bool) -> int:
-    """Iterations of a fit; one that goes on from the step before may take fewer."""
-    return int(spec.warm_iterations or spec.iterations) if warm else int(spec.iterations)
-
-
-def _partial(inputs: Inputs, out: Out) -> Path:
-    import torch
-
-    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
 
 
 def _fit(pictures: Any, spec: Any, inputs: Inputs, partial: Path) -> Fitted:

@@ -87,7 +87,10 @@ class ClassMapStage(Stage[MapParams]):
 
 @dataclass(frozen=True)
 class DrawParams:
-    """label: the generator's class, None where a class map says it or prompts do; weights: file -> sha256."""
+    """label: the generator's class, None where a class map says it; weights: file -> sha256.
+
+    prompts: one for each seed, or none for a generator that draws by class.
+    """
 
     class_name: str
     label: int | None
@@ -133,8 +136,7 @@ class _DrawStage(Stage[DrawParams]):
         batch = int(params.spec.get("batch") or params.spec.get("draw_batch") or 1)
         for start in range(0, len(params.seeds), batch):
             seeds = params.seeds[start : start + batch]
-            prompts = [params.prompts[(start + n) % len(params.prompts)] if params.prompts else None
-                       for n in range(len(seeds))]  # fmt: skip
+            prompts = params.prompts[start : start + batch] or [None] * len(seeds)
             draws = [Draw(seed, label, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
             for draw, image in zip(draws, generator.draw(draws), strict=True):
                 sample = image_id(params.class_name, draw.seed)

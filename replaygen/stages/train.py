@@ -8,15 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from replaygen.canonical import digest_of
 from replaygen.classes import slug
 from replaygen.errors import ModelError
 from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
-from replaygen.stages.context import Features, device_of, network_spec, open_current
+from replaygen.stages.context import Features, device_of, fit_folder, network_spec, open_current
 
 if TYPE_CHECKING:
     from replaygen.datasets import SegmentationDataset
@@ -82,7 +80,7 @@ class TrainStage(Stage[TrainParams]):
             new=step.seen if params.all_data else step.new, old=() if params.all_data else step.old, spec=spec,
             fit=FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})}),
             options=method.Options(**params.options) if hasattr(method, "Options") else None,
-            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=_partial(inputs, out), log=log.info,
+            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=fit_folder(inputs, out), log=log.info,
         )  # fmt: skip
         current = Samples(list(_current_items(params, dataset, scenario, inputs, views)))
         replayed = list(_replay_items(inputs, views))
@@ -93,13 +91,6 @@ class TrainStage(Stage[TrainParams]):
         out.put_json("model.json", {**made.info, "all_data": params.all_data})
         out.put("method.py", source)
         out.provenance = {"current": len(current), "replay": len(replayed)}
-
-
-def _partial(inputs: Inputs, out: Out) -> Path:
-    """Where checkpoints of this fit lie: a fit of other bytes, or of another torch, begins anew."""
-    import torch
-
-    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
 
 
 def load_method(source: bytes, digest: str) -> ModuleType:

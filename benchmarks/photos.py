@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ TINY: dict[str, Any] = {
 def table(
     name: str, recipe: str, *, person: bool = False, rows: Sequence[str] = ROWS, main: str = "recall",
     quick: Mapping[str, Any] | None = None, seeds: Sequence[int] = SEEDS,
+    extra: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> None:  # fmt: skip
     """Run a recipe for every seed and write its figures.
 
@@ -43,16 +45,16 @@ def table(
         main: the row whose share of the gap is told.
         quick: what `--quick` lays over the recipe.
         seeds: of training.
+        extra: more figures, from the folder that holds the store.
     """
     need_data("voc_animals", "web_animals", "weights")
     if quick is not None:
         TINY.clear()
         TINY.update(quick)
-    if QUICK:
-        with fresh_folder() as folder:
-            write(name, _figures(recipe, folder, person, rows, main, seeds))
-    else:
-        write(name, _figures(recipe, REPOSITORY / "data" / f"bench-{name}", person, rows, main, seeds))
+    with ExitStack() as stack:
+        folder = stack.enter_context(fresh_folder()) if QUICK else REPOSITORY / "data" / f"bench-{name}"
+        figures = _figures(recipe, folder, person, rows, main, seeds)
+        write(name, {**figures, **(extra(folder) if extra is not None else {})})
 
 
 def _figures(

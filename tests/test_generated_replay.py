@@ -247,7 +247,7 @@ def test_seeds_ids_and_batches() -> None:
 
 def test_a_recipe_copies_with_its_weights_found(workspace: Workspace, repository: Path) -> None:
     """`{pipelines}` finds what is shipped beside the recipes, wherever the recipe is copied to."""
-    from replaygen.plan.recipe import expand_path
+    from replaygen.plan.workspace import expand_path
 
     (workspace.root / "pipelines").mkdir(exist_ok=True)
     shipped = expand_path("{pipelines}/digits.toml", workspace=workspace.root, where="")

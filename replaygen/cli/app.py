@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import cache, generator, places
+from replaygen.cli import cache, crawl, generator, places
 from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(cache.app, name="cache")
 app.add_typer(places.recipes, name="recipes")
 app.add_typer(generator.app, name="generator")
+app.add_typer(crawl.app, name="crawl")
 app.command()(places.init)
 app.command()(places.doctor)
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from replaygen.cli.options import Json
+from replaygen.cli.purge import purge
 
-app = typer.Typer(no_args_is_help=True, help="Look into the store: ls, du, why, verify, gc.")
+app = typer.Typer(no_args_is_help=True, help="Look into the store, clean it: ls, du, why, verify, gc, purge.")
 
 Root = Annotated[Path, typer.Option("--cache", help="the store")]
 
@@ -125,3 +126,6 @@ def gc(
     verb = "would delete" if dry_run else "deleted"
     print(f"{verb} {len(report.records)} records and {len(report.objects)} objects, {size(report.bytes)}; "
           f"kept {report.kept_records} records and {report.kept_objects} objects")  # fmt: skip
+
+
+app.command()(purge)

@@ -75,7 +75,7 @@ class Recipe:
 
     def open(self, store: Store) -> Opened:
         """Open and check everything the recipe names."""
-        return open_all(self.table, path=self.path, workspace=self.workspace, cache_dir=Path(store.root) / "data")
+        return open_all(self.table, path=self.path, workspace=self.workspace, store=store)
 
     def plan(self, store: Store) -> Plan:
         """Every task of the recipe with its key; nothing runs."""

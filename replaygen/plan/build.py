@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
 from replaygen.learn.specs import HOW
+from replaygen.plan.crawled import CRAWLED, CrawledTasks, Purged
 from replaygen.plan.generated import GENERATED, GeneratedTasks
 from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import Row, Rows
 from replaygen.sources.exemplar import choose
-from replaygen.sources.folder import candidates
+from replaygen.sources.folder import candidates, photo_id
 from replaygen.stages.base import Task
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
@@ -46,6 +47,8 @@ class Opened:
         given: the folder of a user's own step-0 model and what it holds, or None.
         where: what workers need to open the same things, and no key knows.
         rows: the recipe's rows with their method files.
+        lists: per source `web`, its list of addresses, or the folder with one a class.
+        purged: the photos that may never come back.
     """
 
     dataset: SegmentationDataset
@@ -57,6 +60,8 @@ class Opened:
     rows: Rows
     where: dict[str, Any]
     given: tuple[Path, GivenParams] | None = None
+    lists: Mapping[str, Path] = field(default_factory=dict)
+    purged: Purged = field(default_factory=Purged)
 
 
 @dataclass
@@ -101,6 +106,7 @@ class Builder:
         self.features: dict[str, Inputs] = {}
         self.image_shards: dict[tuple[str, int], list[str]] = {}
         self.generated = GeneratedTasks(self)
+        self.crawled = CrawledTasks(self)
 
     def build(self) -> Built:
         """All of it."""
@@ -167,7 +173,7 @@ class Builder:
         return self.built.add(task)
 
     def _evaluate(self, k: int, model: str, chain: str) -> None:
-        ids = self._evaluation_ids()
+        ids = self.evaluation_ids()
         params = {
             "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k,
             "split": self.recipe.data.val, "holdout": bool(self.recipe.scenario.holdout), "flip": self.recipe.flip,
@@ -183,7 +189,8 @@ class Builder:
             )
         )
 
-    def _evaluation_ids(self) -> tuple[str, ...]:
+    def evaluation_ids(self) -> tuple[str, ...]:
+        """The images that every step is evaluated on."""
         if self.recipe.scenario.holdout:
             return tuple(self.scenario.holdout_ids)
         return self.opened.dataset.split(self.recipe.data.val)
@@ -196,11 +203,13 @@ class Builder:
                         kept = self._exemplars(source, table, step, channel)
                         self._close(source, table, channel, f"replay/{source}", kept, kept)
                     else:
-                        self.images(source, table, step, channel)
+                        images = self.images(source, table, step, channel)
+                        self.crawled.selection(source, table, channel, images)
 
     # current data
 
-    def _slices(self, ids: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    def slices(self, ids: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """(i, the i-th shard's part) of some ids."""
         for i, start in enumerate(range(0, len(ids), self.recipe.shard)):
             yield i, tuple(ids[start : start + self.recipe.shard])
 
@@ -213,7 +222,7 @@ class Builder:
             return []
         if name not in self.features:
             self.features[name] = []
-            for i, part in self._slices(ids):
+            for i, part in self.slices(ids):
                 params = {
                     "dataset": self.opened.dataset.digest, "ids": list(part), "network": self.encoder,
                     "views": _seen(views), "threads": self.recipe.threads,
@@ -228,7 +237,7 @@ class Builder:
         keys: list[str] = []
         if not set(self.scenario.steps[k].old) - set(self.scenario.visible(k)):
             return keys  # the step's own labels show the old classes: nothing hides in their background
-        for i, ids in self._slices(self.scenario.steps[k].ids):
+        for i, ids in self.slices(self.scenario.steps[k].ids):
             params = {
                 "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
                 "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip, "views": self.views,
@@ -249,13 +258,15 @@ class Builder:
         return [channel for channel in step.new if table.only is None or self.scenario.names[channel] in table.only]
 
     def images(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
-        """The image shards of a class: photos, or what a generator makes."""
+        """The image shards of a class: photos of a folder or of other people, or what a generator makes."""
         if (source, channel) not in self.image_shards:
-            generated = table.source in GENERATED
-            self.image_shards[source, channel] = (
-                self.generated.images(source, table, step, channel) if generated
-                else self._photos(source, table, channel)
-            )  # fmt: skip
+            if table.source in GENERATED:
+                shards = self.generated.images(source, table, step, channel)
+            elif table.source in CRAWLED:
+                shards = self.crawled.images(source, table, channel)
+            else:
+                shards = self._photos(source, table, channel)
+            self.image_shards[source, channel] = shards
         return self.image_shards[source, channel]
 
     def _replay(self, source: str, step: Step, model: str, labeled_by: str, seed: int) -> list[str]:
@@ -279,7 +290,7 @@ class Builder:
         self, source: str, table: ReplayTable, channel: int, slot: str, images: Sequence[str], labels: Sequence[str]
     ) -> str:
         name = self.scenario.names[channel]
-        features = self._replay_features(source, name, images) if self.opened.rows.rows else []
+        features = self._replay_features(source, table, channel, images) if self.opened.rows.rows else []
         roles = (("images", images), ("labels", labels), ("features", features))
         task = ReplayStage.task(
             {"class_name": name, "channel": channel, "wanted": table.count},
@@ -303,18 +314,21 @@ class Builder:
         where = {"root": str(photos.root)}
         keys = []
         for i, start in enumerate(range(0, len(files), self.recipe.shard)):
-            part = files[start : start + self.recipe.shard]
+            part = [file for file in files[start : start + self.recipe.shard] if not self._purged(name, file)]
             params = {"class_name": name, "files": part, "max_side": table.max_side}
             task = PhotoStage.task(params, slot=f"photos/{source}/{name}/{i:04d}", where=where, requested=len(part))
             keys.append(self.built.add(task))
         return keys
+
+    def _purged(self, name: str, file: tuple[str, str]) -> bool:
+        return photo_id(name, file[1]) in self.opened.purged.photos
 
     def _exemplars(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
         name = self.scenario.names[channel]
         raw = self.opened.dataset.classes.by_name(name).id
         ids = choose(step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed)
         keys = []
-        for i, part in self._slices(ids):
+        for i, part in self.slices(ids):
             params = {
                 "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "class_name": name,
                 "step": step.index, "ids": list(part),
@@ -337,25 +351,31 @@ class Builder:
             "threads": self.recipe.threads,
         }  # fmt: skip
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
-        features = [("features", key) for key in self._replay_features(source, name, images)]
+        features = [("features", key) for key in self._replay_features(source, table, channel, images)]
+        selection = self._selection(source, table, channel, images)
         keys = []
         for i, image in enumerate(images):
             task = LabelStage.task(
-                params, inputs=[("images", image), ("model", model), *features[i : i + 1]], where=where,
+                params, inputs=[("images", image), ("model", model), *features[i : i + 1], *selection], where=where,
                 slot=f"label/{source}/{labeled_by}/{name}/{i:04d}", requested=self.built.tasks[image].requested,
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
 
-    def _replay_features(self, source: str, name: str, images: Sequence[str]) -> list[str]:
+    def _selection(self, source: str, table: ReplayTable, channel: int, images: Sequence[str]) -> Inputs:
+        key = self.crawled.selection(source, table, channel, images)
+        return [("selection", key)] if key is not None else []
+
+    def _replay_features(self, source: str, table: ReplayTable, channel: int, images: Sequence[str]) -> list[str]:
         if not self.cached:
             return []
+        name, selection = self.scenario.names[channel], self._selection(source, table, channel, images)
         params = {"network": self.encoder, "views": _seen(self.views), "threads": self.recipe.threads}
         where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
         keys = []
         for i, image in enumerate(images):
             task = ReplayFeatureStage.task(
-                params, inputs=[("images", image)], where=where, slot=f"features/{source}/{name}/{i:04d}",
+                params, inputs=[("images", image), *selection], where=where, slot=f"features/{source}/{name}/{i:04d}",
                 requested=self.built.tasks[image].requested,
             )  # fmt: skip
             keys.append(self.built.add(task))

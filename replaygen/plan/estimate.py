@@ -37,12 +37,13 @@ class Estimate:
 def estimate(tasks: Iterable[Task], store: Store, workers: int) -> Estimate:
     """Expected cost of tasks that are to run."""
     measured = read_statistics(Path(store.root))
-    seconds, disk = 0.0, 0.0
+    seconds, disk, calls = 0.0, 0.0, 0
     for task in tasks:
         seconds += seconds_of(task, measured)
+        calls += stage_of(task.stage).api_calls(task)
         about = measured.get(task.stage, {})
         disk += task.requested * float(about.get("bytes", stage_of(task.stage).bytes_per_sample))
-    return Estimate(seconds / max(1, workers), int(disk), 0)
+    return Estimate(seconds / max(1, workers), int(disk), calls)
 
 
 def seconds_of(task: Task, measured: Mapping[str, Mapping[str, float]]) -> float:

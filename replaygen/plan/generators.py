@@ -13,7 +13,8 @@ from replaygen.generators import biggan, classifiers, classmap, imagenet, pipeli
 from replaygen.generators.folder import weights_folder, weights_identity
 from replaygen.generators.specs import BigGanSpec, DiffusionSpec
 from replaygen.learn.specs import file_sha256
-from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
+from replaygen.plan.recipe import RecipeTable, ReplayTable
+from replaygen.plan.workspace import expand_path
 
 if TYPE_CHECKING:
     from replaygen.scenario import Scenario

@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Any
 from replaygen.classes import nearest_hint
 from replaygen.errors import DataError, RecipeError, ScenarioError
 from replaygen.plan.build import Opened
+from replaygen.plan.crawled import Purged, open_lists
 from replaygen.plan.generators import open_generators
-from replaygen.plan.recipe import RecipeTable, ReplayTable, expand_path
+from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import resolve_rows
+from replaygen.plan.workspace import expand_path
 from replaygen.stages.given import read_given
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
     from replaygen.learn.specs import NetworkSpec
     from replaygen.scenario import Scenario
+    from replaygen.store import Store
 
 
-def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Path) -> Opened:
+def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) -> Opened:
     """Open everything a recipe names.
 
     Args:
         recipe: the checked recipe.
         path: its file, for messages.
         workspace: relative paths start here.
-        cache_dir: where manifests and scans of data sets are remembered.
+        store: its `data/` is where manifests and scans of data sets are remembered; it knows what was purged.
 
     Raises:
         RecipeError, DataError, ScenarioError, ModelError: what is wrong, where, and the way out.
@@ -34,6 +37,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
     from replaygen.datasets import FolderPhotos, open_dataset
     from replaygen.scenario import make_scenario
 
+    cache_dir = Path(store.root) / "data"
     data = {
         "kind": recipe.data.kind,
         "path": str(expand_path(recipe.data.path, workspace=workspace, where=str(path))),
@@ -48,11 +52,17 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
     scenario = make_scenario(dataset, **cut)
     _check_classes(recipe, scenario, path)
     photos: dict[str, FolderPhotos] = {}
+    lists: dict[str, Path] = {}
     for name, table in recipe.replay.items():
+        if table.source not in ("folder", "web"):
+            continue
+        assert table.path is not None
+        place = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
         if table.source == "folder":
-            assert table.path is not None
-            root = expand_path(table.path, workspace=workspace, where=str(path), data_root=dataset.root)
-            photos[name] = FolderPhotos(root, cache_dir, min_side=table.min_side or None)
+            photos[name] = FolderPhotos(place, cache_dir, min_side=table.min_side or None)
+        else:
+            lists[name] = place
+    open_lists(recipe.replay, lists, scenario.names[1:])
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     given = None
@@ -65,6 +75,8 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, cache_dir: Pat
         dataset=dataset,
         scenario=scenario,
         photos=photos,
+        lists=lists,
+        purged=Purged(store),
         generators=open_generators(recipe, scenario, path=path, workspace=workspace, cache_dir=cache_dir),
         network=spec.identity(),
         encoder=spec.encoder_identity() if spec.kind != "small" else {},
@@ -105,7 +117,7 @@ def _check_classes(recipe: RecipeTable, scenario: Scenario, path: Path) -> None:
             hint='give later classes, as in "5-1", or train "joint" alone',
         )  # fmt: skip
     for name, table in recipe.replay.items():
-        for given in (*(table.only or ()), *table.folders, *table.classes, *_words(table)):
+        for given in (*(table.only or ()), *table.folders, *table.classes, *_words(table), *_asked(table)):
             if given not in scenario.names[1:]:
                 raise RecipeError(
                     f"replay.{name} names a class {given!r} that the scenario does not have", where=str(path),
@@ -115,6 +127,10 @@ def _check_classes(recipe: RecipeTable, scenario: Scenario, path: Path) -> None:
 
 def _words(table: ReplayTable) -> tuple[str, ...]:
     return tuple(table.diffusion.words) if table.diffusion is not None else ()
+
+
+def _asked(table: ReplayTable) -> tuple[str, ...]:
+    return tuple(table.flickr.query) if table.flickr is not None else ()
 
 
 def _check_split(recipe: RecipeTable, dataset: SegmentationDataset) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -12,11 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replaygen.classes import nearest_hint
+from replaygen.crawl.specs import CrawlHow, CrawlSpec, FlickrSpec, ScreenSpec, WebSpec
 from replaygen.datasets.opening import OPTIONS
 from replaygen.errors import RecipeError
 from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSpec
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
-from replaygen.plan.workspace import shipped
 
 
 class Table(BaseModel):
@@ -63,20 +62,26 @@ class ScenarioTable(Table):
 
 
 _TABLES_OF = {
-    "folders": ("folder",),
+    "folders": ("folder", "web"),
     "biggan": ("biggan",),
     "diffusion": ("diffusion",),
     "fit": ("fitted",),
     "map": ("biggan", "diffusion"),
     "classes": ("biggan", "diffusion"),
+    "flickr": ("flickr",),
+    "web": ("web",),
+    "crawl": ("flickr", "web"),
+    "screen": ("folder", "flickr", "web"),
 }
 
 
 class ReplayTable(Table):
     """One replay source."""
 
-    source: Literal["folder", "exemplar", "biggan", "diffusion", "fitted"]
-    path: str | None = Field(default=None, description="photos, or a generator's weights: a folder or a published name")
+    source: Literal["folder", "exemplar", "biggan", "diffusion", "fitted", "flickr", "web"]
+    path: str | None = Field(
+        default=None, description="photos, lists of addresses, or a generator's weights: a folder or a published name"
+    )
     folders: dict[str, str] = Field(default_factory=dict, description="class name -> folder name, where they differ")
     count: int = Field(default=150, ge=1, description="samples wanted per class")
     oversample: float = Field(default=1.0, ge=1.0, description="look at count x this many; what is too many is left")
@@ -89,6 +94,10 @@ class ReplayTable(Table):
     diffusion: DiffusionSpec | None = None
     fit: FitSpec | None = None
     map: MapSpec | None = None
+    flickr: FlickrSpec | None = None
+    web: WebSpec | None = None
+    crawl: CrawlSpec | None = None
+    screen: ScreenSpec | None = None
     label: Literal["query", "step", "seen"] = "query"
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -101,12 +110,20 @@ class ReplayTable(Table):
             raise ValueError("source 'folder' needs `path`, a folder with one sub-folder of photos per class")
         if self.source in ("biggan", "diffusion") and self.path is None:
             raise ValueError(f"source {self.source!r} needs `path`, a folder with weights or a published name")
-        if self.source in ("exemplar", "fitted") and self.path is not None:
+        if self.source == "web" and self.path is None:
+            raise ValueError("source 'web' needs `path`, a list of addresses or a folder with one list per class")
+        if self.source == "flickr" and self.flickr is None:
+            raise ValueError("source 'flickr' needs a table `flickr` with `as_of`, the day up to which it searches")
+        if self.source in ("exemplar", "fitted", "flickr") and self.path is not None:
             raise ValueError(f"source {self.source!r} takes no `path`")
         for name, sources in _TABLES_OF.items():
             if getattr(self, name) not in (None, {}) and self.source not in sources:
                 raise ValueError(f"source {self.source!r} takes no `{name}`; that goes with {' or '.join(sources)}")
         return self
+
+    def screens(self) -> ScreenSpec | None:
+        """The screens at the door: those given; for photos of other people else the usual ones, otherwise None."""
+        return self.screen or (ScreenSpec() if self.source in ("flickr", "web") else None)
 
     def drawn(self) -> BigGanSpec | DiffusionSpec | FitSpec:
         """How the generator is drawn from (`fitted`: fitted and drawn from)."""
@@ -141,6 +158,7 @@ class RunTable(Table):
     scheduler: str | None = Field(default=None, description="tcp:// or tls:// address of a running Dask cluster")
     retries: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    crawl: CrawlHow = Field(default_factory=CrawlHow)
 
 
 class TrainTable(Table):
@@ -323,35 +341,3 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
         key = _KEY.match(line)
         if key:
             yield number, [*table, *(part.strip("\"'") for part in key[1].split("."))]
-
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def expand_path(text: str, *, workspace: Path, where: str, data_root: Path | None = None) -> Path:
-    """A path of a recipe: `${NAME}` from the environment, `{data}` the data set's root, else relative to the workspace.
-
-    `{pipelines}` is the workspace's `pipelines/`, or the installed one where that does not hold the rest of the path.
-
-    Raises:
-        RecipeError: a variable that is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
-            raise RecipeError(
-                f"{text!r} needs the environment variable {match[1]}",
-                where=where, hint=f"export {match[1]}=/folder/with/the/data",
-            )  # fmt: skip
-        return found
-
-    expanded = _VARIABLE.sub(value, text)
-    if data_root is not None:
-        expanded = expanded.replace("{data}", str(data_root))
-    if expanded.startswith("{pipelines}/"):
-        rest = expanded.removeprefix("{pipelines}/")
-        folders = [workspace / "pipelines", shipped() / "pipelines"]
-        return next((folder / rest for folder in folders if (folder / rest).exists()), folders[0] / rest)
-    path = Path(expanded).expanduser()
-    return path if path.is_absolute() else (workspace / path)

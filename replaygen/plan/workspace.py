@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from replaygen.classes import nearest_hint
@@ -71,3 +73,35 @@ def list_trainers(workspace: Path) -> list[Path]:
         for path in sorted(folder.glob("*.py")) if folder.is_dir() else []:
             found.setdefault(path.stem, path)
     return [found[name] for name in sorted(found)]
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand_path(text: str, *, workspace: Path, where: str, data_root: Path | None = None) -> Path:
+    """A path of a recipe: `${NAME}` from the environment, `{data}` the data set's root, else relative to the workspace.
+
+    `{pipelines}` is the workspace's `pipelines/`, or the installed one where that does not hold the rest of the path.
+
+    Raises:
+        RecipeError: a variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise RecipeError(
+                f"{text!r} needs the environment variable {match[1]}",
+                where=where, hint=f"export {match[1]}=/folder/with/the/data",
+            )  # fmt: skip
+        return found
+
+    expanded = _VARIABLE.sub(value, text)
+    if data_root is not None:
+        expanded = expanded.replace("{data}", str(data_root))
+    if expanded.startswith("{pipelines}/"):
+        rest = expanded.removeprefix("{pipelines}/")
+        folders = [workspace / "pipelines", shipped() / "pipelines"]
+        return next((folder / rest for folder in folders if (folder / rest).exists()), folders[0] / rest)
+    path = Path(expanded).expanduser()
+    return path if path.is_absolute() else (workspace / path)

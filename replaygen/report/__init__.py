@@ -3,6 +3,7 @@
 Everything printed comes through `plain` and through templates that escape; no page asks for anything outside itself.
 """
 
+from replaygen.report.attribution import write_attribution
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Example, examples
 from replaygen.report.overview import overview_png
@@ -10,4 +11,14 @@ from replaygen.report.page import write_report
 from replaygen.report.sheets import Sheet, sheet
 from replaygen.report.text import plain
 
-__all__ = ["Example", "Sheet", "curves_svg", "examples", "overview_png", "plain", "sheet", "write_report"]
+__all__ = [
+    "Example",
+    "Sheet",
+    "curves_svg",
+    "examples",
+    "overview_png",
+    "plain",
+    "sheet",
+    "write_attribution",
+    "write_report",
+]

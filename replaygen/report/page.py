@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaygen.report.attribution import PhotoSummary, photo_summary
 from replaygen.report.colors import METHODS, METHODS_DARK, class_color
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Scene, examples, scenes, shows
@@ -21,6 +22,7 @@ from replaygen.report.sheets import Sheet, sheets
 from replaygen.report.summary import Summary, rejections, summary
 from replaygen.report.tables import confusions, final_rows, finding, heats
 from replaygen.report.text import duration, number, plain, plural, size
+from replaygen.runs.proof import proofs
 from replaygen.runs.results import RunResult, read_result
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Report:
 
     Attributes:
         names: channel names, index = channel.
+        photos: of other people, None where none were crawled.
         scenes: of `seed`, as are the sheets.
     """
 
@@ -53,6 +56,7 @@ class Report:
     summary: Summary
     qualities: tuple[Quality, ...] = ()
     fits: tuple[FitSamples, ...] = ()
+    photos: PhotoSummary | None = None
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -80,7 +84,7 @@ def gather(plan: Plan) -> Report:
     return Report(
         result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))), tuple(sheets(plan, seed)),
         summary(plan), tuple(qualities(plan, seed)),
-        tuple(fit_samples(plan)),
+        tuple(fit_samples(plan)), photo_summary(proofs(plan)),
     )  # fmt: skip
 
 
@@ -99,6 +103,7 @@ def page(report: Report) -> str:
         legend=_legend(report), columns=_columns(report), rejections=rejections(report.summary.stages),
         seeds=result.seeds(), images=max((step.images for step in result.steps), default=0),
         qualities=report.qualities, fits=report.fits, quality_charts=quality,
+        photos=report.photos, attribution=_attribution(report.summary),
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 
@@ -140,6 +145,11 @@ def _strip(scene: Scene, report: Report) -> Strip:
 
 def _columns(report: Report) -> list[int]:
     return sorted({step for scene in report.scenes for _, step in scene.predictions})
+
+
+def _attribution(told: Summary) -> str:
+    """What to type for a file that names who made every photo."""
+    return f"replaygen crawl attribution {told.command.removeprefix('replaygen run ')} --out ATTRIBUTION.md"
 
 
 def _legend(report: Report) -> list[tuple[str, str]]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from replaygen.report.attribution import FLICKR_NOTICE, link
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.files import write_text
 from replaygen.report.pictures import Thumb, overlay, photo
-from replaygen.report.text import plain
+from replaygen.report.text import cut, plain
+from replaygen.runs.proof import licence_told
 from replaygen.runs.replay import ReplaySample, ReplaySet
 from replaygen.store import Record, Store
 
@@ -25,6 +27,14 @@ MOST_SAMPLES = 24
 
 PAGE_SAMPLES = 480
 """Samples on a whole page at most; many sheets show fewer each."""
+
+
+MOST_FLICKR = 30
+"""Photos of Flickr on a whole page at most: a term of its API."""
+
+
+SCREENED = "screened"
+"""The reason that a labelling gives for what a selection refused."""
 
 
 class Replay(Protocol):
@@ -40,7 +50,11 @@ class Replay(Protocol):
 
 @dataclass(frozen=True)
 class Tile:
-    """One sample on a sheet: its picture, its label as an overlay, and where it came from."""
+    """One sample on a sheet: its picture, its label as an overlay, and where it came from.
+
+    `file` is what it is called, `alt` and `origin` say all that is known of it in words; `page`, `owner_page` and
+    `licence_page` are links, "" where there is none.
+    """
 
     id: str
     image: Thumb
@@ -49,6 +63,12 @@ class Tile:
     origin: str
     page: str
     labels: str
+    alt: str
+    source: str
+    licence: str
+    licence_page: str
+    owner: str
+    owner_page: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,8 @@ class Sheet:
         rejected: samples refused or failed, by reason.
         legend: (class name, #rrggbb) of every class in the labels shown.
         labelled: (who labelled the images, ...), the chains that share this set.
+        licences: (licence, samples shown).
+        flickr: photos of Flickr that are shown; fewer: whether others are not, because a page shows so many at most.
     """
 
     name: str
@@ -72,6 +94,13 @@ class Sheet:
     legend: tuple[tuple[str, str], ...]
     labelled: tuple[str, ...] = ()
     licences: tuple[tuple[str, int], ...] = ()
+    flickr: int = 0
+    fewer: bool = False
+
+    @property
+    def notice(self) -> str:
+        """What the terms of a source ask to say where its photos are shown; "" where nothing."""
+        return FLICKR_NOTICE if self.flickr else ""
 
     def save(self, path: str | Path) -> Path:
         """Write the sheet as one HTML file that asks for nothing outside itself; complete or not at all."""
@@ -85,42 +114,74 @@ class Sheet:
         return render("sheet_notebook.html", sheet=self)
 
 
-def sheet(replay_set: Replay, limit: int = MOST_SAMPLES, *, labelled: Sequence[str] = ()) -> Sheet:
+def sheet(
+    replay_set: Replay, limit: int = MOST_SAMPLES, *, labelled: Sequence[str] = (), flickr: int = MOST_FLICKR
+) -> Sheet:  # fmt: skip
     """A contact sheet of the first samples of a replay set.
 
     Args:
         limit: samples shown, at most 24 whatever is asked for.
         labelled: who labelled it, to be printed.
+        flickr: photos of Flickr that may be shown, at most 30 whatever is asked for.
     """
     manifest = replay_set.manifest
-    samples = list(itertools.islice(replay_set, max(0, min(limit, MOST_SAMPLES))))
+    most = max(0, min(limit, MOST_SAMPLES))
+    samples, of_flickr = _shown(replay_set, most, min(flickr, MOST_FLICKR))
     names = replay_set.names
     channels = shows([sample.mask for sample in samples])
-    licences = Counter(_licence(sample.about) for sample in samples)
+    licences = Counter(_licence(sample.about)[0] for sample in samples)
     return Sheet(
         name=str(manifest["class"]), source=str(manifest["source"]), wanted=int(manifest["wanted"]),
         made=len(replay_set), shortfall=int(manifest["shortfall"]), rejected=refusals(replay_set),
         tiles=tuple(_tile(sample, names) for sample in samples),
         legend=tuple((_name(names, channel), class_color(channel)) for channel in channels),
-        labelled=tuple(labelled), licences=tuple(licences.most_common()),
+        labelled=tuple(labelled), licences=tuple(licences.most_common()), flickr=of_flickr,
+        fewer=len(samples) < min(most, len(replay_set)),
     )  # fmt: skip
+
+
+def _shown(replay_set: Replay, most: int, flickr: int) -> tuple[list[ReplaySample], int]:
+    """The first samples, and how many of them are photos of Flickr; none is read that may not be shown."""
+    samples: list[ReplaySample] = []
+    of_flickr = 0
+    if flickr <= 0 and from_flickr(replay_set):
+        return samples, of_flickr
+    for sample in itertools.islice(replay_set, most):
+        if sample.about.get("source") == "flickr":
+            if of_flickr == flickr:
+                break
+            of_flickr += 1
+        samples.append(sample)
+    return samples, of_flickr
 
 
 def _tile(sample: ReplaySample, names: tuple[str, ...]) -> Tile:
     about = sample.about
-    origin = [str(about.get("source") or "source not recorded"), _licence(about)]
-    if about.get("author"):
-        origin.append(f"by {about['author']}")
-    page = str(about.get("page") or "")
-    in_mask = ", ".join(plain(_name(names, channel)) for channel in shows([sample.mask]))
+    source = str(about.get("source") or "source not recorded")
+    licence, licence_page = _licence(about)
+    owner = cut(str(about.get("owner") or about.get("author") or ""))
+    name = str(about.get("file") or "") or cut(str(about.get("title") or "")) or sample.id
+    origin = [source, licence, *([f"by {owner}"] if owner else [])]
+    in_mask = ", ".join(plain(_name(names, channel)) for channel in shows([sample.mask])) or "background only"
+    alt = [name, *([f"photo by {owner}", licence] if about.get("photo") else []), f"labelled {in_mask}"]
     return Tile(
-        sample.id, photo(sample.image), overlay(sample.mask), str(about.get("file") or sample.id), " · ".join(origin),
-        page if page.startswith(("https://", "http://")) else "", in_mask or "background only",
+        sample.id, photo(sample.image), overlay(sample.mask), file=name, origin=" · ".join(origin),
+        page=_link(about, "page") or (_link(about, "url") if about.get("photo") else ""), labels=in_mask,
+        alt=", ".join(alt), source=source, licence=licence, licence_page=licence_page,
+        owner=owner, owner_page=_link(about, "owner_page"),
     )  # fmt: skip
 
 
-def _licence(about: Mapping[str, Any]) -> str:
-    return str(about.get("licence") or "licence not recorded")
+def _link(about: Mapping[str, Any], name: str) -> str:
+    return link(str(about.get(name) or ""))
+
+
+def _licence(about: Mapping[str, Any]) -> tuple[str, str]:
+    """A licence's name, and a link or ""."""
+    name, address = licence_told(
+        str(about.get("licence") or "licence not recorded"), str(about.get("licence_url") or "")
+    )
+    return name, link(address)
 
 
 def _name(names: tuple[str, ...], channel: int) -> str:
@@ -131,11 +192,26 @@ def refusals(replay_set: Replay) -> dict[str, int]:
     """Samples that did not become replay, by reason, over the tasks that made the set; most frequent first."""
     if not isinstance(replay_set, ReplaySet):
         return {}
-    counted: Counter[str] = Counter()
-    for record in made_from(replay_set.store, replay_set.record):
+    store, counted = replay_set.store, Counter[str]()
+    selections: dict[str, None] = {}
+    for record in made_from(store, replay_set.record):
         counted.update(record.counts.rejected)
         counted.update(record.counts.failed)
+        selections |= {key: None for role, key in record.inputs if role == "selection"}
+    chosen = [record for record in map(store.get, selections) if record is not None]
+    if chosen:  # what a labelling left out because a selection did, that selection gives a reason for
+        del counted[SCREENED]
+    for record in chosen:
+        counted.update(record.counts.rejected)
     return dict(counted.most_common())
+
+
+def from_flickr(replay_set: Replay) -> bool:
+    """Whether a replay set was made from photos of Flickr, as the records of its images say."""
+    if not isinstance(replay_set, ReplaySet):
+        return False
+    fetched = [record for record in made_from(replay_set.store, replay_set.record) if record.stage == "fetch"]
+    return any(photo.startswith("flickr-") for record in fetched for photo in record.provenance.get("photos", {}))
 
 
 def made_from(store: Store, record: Record) -> Iterator[Record]:
@@ -149,7 +225,8 @@ def made_from(store: Store, record: Record) -> Iterator[Record]:
 def sheets(plan: Plan, seed: int | None = None) -> list[Sheet]:
     """A sheet of every replay set of a plan that was made: by class, source and labelling method.
 
-    Chains that share a set (what the first step's model labelled) share its sheet.
+    Chains that share a set (what the first step's model labelled) share its sheet. All sheets together show
+    `MOST_FLICKR` photos of Flickr at most, spread evenly.
 
     Args:
         seed: leave out the sets labelled by models of other seeds.
@@ -167,7 +244,14 @@ def sheets(plan: Plan, seed: int | None = None) -> list[Sheet]:
         slots.setdefault(key, []).append(labelled or "the data set's own labels")
     limit = max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found))))
     order = sorted(found, key=lambda key: int(found[key].manifest["channel"]))
-    return [sheet(found[key], limit, labelled=[_spoken(chain) for chain in slots[key]]) for key in order]
+    waiting, left = sum(from_flickr(one) for one in found.values()), MOST_FLICKR
+    made = []
+    for key in order:
+        share = -(-left // waiting) if waiting and from_flickr(found[key]) else left
+        made.append(sheet(found[key], limit, labelled=[_spoken(chain) for chain in slots[key]], flickr=share))
+        left -= made[-1].flickr
+        waiting -= from_flickr(found[key])
+    return made
 
 
 def labelled_by(slot: str, manifest: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ _CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-_FORMULA = ("=", "+", "@", "-")
+_FORMULA = ("=", "+", "@", "-", "\uff1d", "\uff0b", "\uff20", "\uff0d")  # the wide ones count in some languages
 
 
 def plain(text: str) -> str:
@@ -32,6 +32,12 @@ def plain(text: str) -> str:
 def stripped(text: str) -> str:
     """`plain` without the look at formulas: for text that stands in quotes."""
     return _CONTROLS.sub("", re.sub(r"[\t\r\n]+", " ", _ESCAPES.sub("", text)))
+
+
+def cut(text: str, most: int = 160) -> str:
+    """`stripped`, and not longer than `most` characters."""
+    text = stripped(text).strip()
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def number(value: float | None, digits: int = 1) -> str:

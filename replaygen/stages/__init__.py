@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replaygen.stages.base import Inputs, Out, Stage, Task
+from replaygen.stages.crawl import FetchStage, FlickrSearchStage, UrlListStage
 from replaygen.stages.evaluate import EvaluateStage
 from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
 from replaygen.stages.fit import FitGeneratorStage
@@ -13,6 +14,7 @@ from replaygen.stages.given import GivenStage
 from replaygen.stages.label import LabelStage, RelabelStage
 from replaygen.stages.quality import QualityStage
 from replaygen.stages.replay import ReplayStage
+from replaygen.stages.screen import EvaluatedLookStage, LookStage, SelectStage
 from replaygen.stages.source import ExemplarStage, PhotoStage
 from replaygen.stages.train import TrainStage
 
@@ -22,6 +24,12 @@ STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
     for stage in (
         PhotoStage,
+        FlickrSearchStage,
+        UrlListStage,
+        FetchStage,
+        LookStage,
+        EvaluatedLookStage,
+        SelectStage,
         ExemplarStage,
         FitGeneratorStage,
         ClassMapStage,

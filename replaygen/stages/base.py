@@ -104,6 +104,10 @@ class Inputs:
         """An object named inside an input (a manifest's member), checked against its digest."""
         return self._store.read(digest)
 
+    def buried(self) -> frozenset[str]:
+        """The ids of the photos that were purged from this store and may never come back."""
+        return frozenset(self._store.tombstones())
+
     def open_object(self, digest: str) -> Path:
         """The path of an object that was found right, for reading parts of it."""
         return self._store.open_object(digest)
@@ -150,8 +154,10 @@ class Out:
         self._failed.append({"id": sample, "reason": reason})
 
     def partial(self) -> Path:
-        """A folder that survives a kill, for the checkpoints of a running fit."""
-        return self._store.partial(self._task.key)
+        """A folder that survives a kill, for the checkpoints of a running fit; it tells what it comes from."""
+        task = self._task
+        about = {"stage": task.stage, "slot": task.slot, "inputs": [key for _, key in task.inputs]}
+        return self._store.partial(task.key, about)
 
     def clear_partial(self) -> None:
         """Drop the folder once the record stands."""
@@ -203,6 +209,11 @@ class Stage(ABC, Generic[P]):
         inputs = tuple(inputs)
         key = task_key(cls.name, cls.version, params, seed, inputs)
         return Task(key, cls.name, cls.version, params, seed, inputs, slot, where or {}, requested)
+
+    @classmethod
+    def api_calls(cls, task: Task) -> int:
+        """Calls of outside services to expect of a task."""
+        return 0
 
     @abstractmethod
     def run(self, params: P, inputs: Inputs, out: Out) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.stages.base import NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import encoder_of, open_dataset_of
+from replaygen.stages.screen import selected
 
 if TYPE_CHECKING:
     from replaygen.sample import Image8
@@ -73,9 +74,14 @@ class ReplayFeatureStage(Stage[ReplayFeatureParams]):
         from replaygen.sample import decode_image
 
         shard = inputs.shard(inputs.record("images"), "images")
+        kept = selected(inputs)
+        for sample in shard.ids:
+            if kept is not None and sample not in kept:
+                out.reject(sample, "screened")
         images = (
             (sample, decode_image(members["png"] if "png" in members else members["jpg"], where=sample))
             for sample, members in shard
+            if kept is None or sample in kept
         )
         _encode(images, params.views, inputs, out)
 

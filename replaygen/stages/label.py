@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from replaygen.errors import DataError
 from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import Features, open_current, open_model
+from replaygen.stages.screen import selected
 
 if TYPE_CHECKING:
     from replaygen.labelers.model import Probabilities
@@ -60,8 +61,12 @@ class LabelStage(Stage[LabelParams]):
         net, info = open_model(inputs, model_record)
         features = Features.of(inputs)
         shard = inputs.shard(inputs.record("images"), "images")
+        kept = selected(inputs)
         items = []
         for sample, members in shard:
+            if kept is not None and sample not in kept:
+                out.reject(sample, "screened")
+                continue
             image = decode_image(members["png"] if "png" in members else members["jpg"], where=sample)
             probabilities = _predict(net, image, sample, features, params)
             label = label_photo(

@@ -7,7 +7,7 @@ instruction. `Store` only gathers the parts; each verb lives in a file of its ow
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from replaygen.store import fsops
 from replaygen.store.du import DuReport, du
 from replaygen.store.gc import Collector, GcReport
 from replaygen.store.index import VerifiedIndex
-from replaygen.store.keys import check_digest
+from replaygen.store.keys import canonical, check_digest
 from replaygen.store.layout import open_layout
 from replaygen.store.locks import Locks
 from replaygen.store.objects import Objects, OutputRef
+from replaygen.store.purge import TASK, Purger, PurgeReport
 from replaygen.store.records import Record
 from replaygen.store.refs import Refs
 from replaygen.store.shelf import Records
 from replaygen.store.status import CacheStatus, Statuses
+from replaygen.store.tombstones import Checked, Tombstone, Tombstones
 from replaygen.store.verify import VerifyReport, verify
 from replaygen.store.why import WhyReport, why
 
@@ -49,6 +51,8 @@ class Store:
         self._objects = Objects(self._layout, self._index, readonly=readonly)
         self._records = Records(self._layout, self._objects, self._locks, readonly=readonly)
         self._refs = Refs(self._layout, self._locks)
+        self._tombstones = Tombstones(self._layout, self._locks)
+        self._checked = Checked(self._layout, self._locks)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}{', readonly=True' if self.readonly else ''})"
@@ -148,12 +152,21 @@ class Store:
         with self._locks.lease(name, keys):
             yield
 
-    def partial(self, key: str) -> Path:
-        """The folder for the unfinished work of a task; made on demand."""
+    def partial(self, key: str, task: Mapping[str, Any] | None = None) -> Path:
+        """The folder for the unfinished work of a task; made on demand.
+
+        Args:
+            key: the task's key.
+            task: {"stage", "slot", "inputs": [keys]}, kept once as `task.json` in the folder, so that `purge` knows
+                what the work comes from; without it, purge removes the work.
+        """
         self._writable("keep unfinished work")
         folder = self._layout.partial / check_digest(key, "key")
         with fsops.explained("make a folder", folder):
             fsops.make_folder(folder)
+            if task is not None and not (folder / TASK).exists():
+                with self._locks.writing():
+                    fsops.replace_file(folder / TASK, canonical(task) + b"\n", temps=self._layout.tmp)
         return folder
 
     def clear_partial(self, key: str) -> None:
@@ -178,11 +191,55 @@ class Store:
         """(recipe, name, data) of every good ref."""
         return self._refs.all()
 
+    # photos that may not be kept
+
+    def tombstones(self) -> dict[str, Tombstone]:
+        """Photo id -> tombstone of every photo that may never come back; a damaged one counts, with a warning."""
+        return self._tombstones.all()
+
+    def bury(self, photos: Iterable[str], reason: str = "") -> None:
+        """Give photos a tombstone, durable on return: no later plan has them. `purge` then removes what holds them.
+
+        Raises:
+            StoreError: a name that is neither a photo id nor a sample id.
+        """
+        self._writable("bury a photo")
+        self._tombstones.bury(photos, reason)
+
+    def checked(self) -> dict[str, dict[str, Any]]:
+        """Photo id -> {"at": ISO 8601 UTC, "licence": id or None, "visible": bool}, as last looked after."""
+        return self._checked.all()
+
+    def note_checked(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Lay rows over those of `checked`; durable on return. Rows of buried photos are left out."""
+        self._writable("note when photos were looked after")
+        self._checked.note(rows)
+
+    def purge(
+        self, photos: Iterable[str] = (), reason: str = "", *, dry_run: bool = False, pages: Path | None = None
+    ) -> PurgeReport:
+        """Bury photos, and remove them with all that was made from them, or with `dry_run` only tell.
+
+        Without photos it finishes what an interrupted purge, or `bury`, left. The other photos of a slice are kept
+        under the key that the next plan gives to it. All quarantined files go too, as they may hold a photo.
+
+        Args:
+            photos: photo ids ("flickr-53412", "web-<20 hex>") or sample ids ("cow-flickr-53412", "cow-<16 hex>").
+            reason: kept in the tombstone.
+            pages: a folder of reports; those that show, or may show, a photo are deleted.
+
+        Raises:
+            StoreError: an odd name, or a run is using the store; nothing was changed.
+        """
+        if not dry_run:
+            self._writable("purge")
+        return Purger(self._layout, pages=pages, dry_run=dry_run).run(photos, reason)
+
     # the whole store
 
     def verify(self) -> VerifyReport:
-        """Hash every object and check every record and ref; what is damaged goes to quarantine."""
-        return verify(self._objects, self._records, self._refs)
+        """Hash every object, check every record, ref and tombstone; damaged objects and records go to quarantine."""
+        return verify(self._objects, self._records, self._refs, self._tombstones, self._checked)
 
     def du(self) -> DuReport:
         """Bytes by stage and by ref."""

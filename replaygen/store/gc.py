@@ -2,7 +2,7 @@
 
 Roots are the slots of every ref, the keys of every live lease, and every record newer than the oldest live lease;
 inputs are followed. What is newer than the oldest live lease stays, whatever it is. Records go before objects, and
-their going is durable first, so that no record ever names an object that gc took.
+their going is durable first, so that no record ever names an object that gc took. Tombstones are never collected.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class Collector:
         """
         with self._locks.collecting(_WAIT_SECONDS), fsops.explained("collect", self._layout.root):
             doomed = self._doomed()
-            _remove_durably(path for _, path in doomed.records)
-            _remove_durably(path for _, path in doomed.objects)
+            remove_durably(path for _, path in doomed.records)
+            remove_durably(path for _, path in doomed.objects)
             for folder in doomed.partial:
                 fsops.remove_tree(folder)
-            _remove_durably(doomed.tmp)
-            _remove_durably(doomed.stale)
+            remove_durably(doomed.tmp)
+            remove_durably(doomed.stale)
             for path in sorted(self._layout.locks.glob("*.lock")):
                 if is_digest(path.name.removesuffix(".lock")):
                     self._locks.remove_unused(path)
@@ -96,7 +96,7 @@ class Collector:
         for key, path in present.items():
             if key not in reachable:
                 doomed.records.append((key, path))
-                doomed.bytes += _size(path)
+                doomed.bytes += size_of(path)
         doomed.kept_records = len(present) - len(doomed.records)
         for digest, path in self._objects.names():
             if not is_digest(digest) or path != self._objects.path(digest):
@@ -105,12 +105,12 @@ class Collector:
                 doomed.kept_objects += 1
             else:
                 doomed.objects.append((digest, path))
-                doomed.bytes += _size(path)
+                doomed.bytes += size_of(path)
         self._add_partial(doomed, reachable, present, oldest)
         for path in sorted(self._layout.tmp.iterdir()):
             if not _is_new(path, oldest):
                 doomed.tmp.append(path)
-                doomed.bytes += _size(path)
+                doomed.bytes += size_of(path)
         return doomed
 
     def _add_partial(self, doomed: _Doomed, reachable: set[str], present: dict[str, Path], oldest: int | None) -> None:
@@ -121,7 +121,7 @@ class Collector:
             if wanted or any(_is_new(path, oldest) for path in files) or self._locks.is_held(folder.name):
                 continue
             doomed.partial.append(folder)
-            doomed.bytes += sum(_size(path) for path in files if path.is_file())
+            doomed.bytes += sum(size_of(path) for path in files if path.is_file())
 
     def _named_by_refs(self) -> set[str]:
         keys: set[str] = set()
@@ -172,14 +172,16 @@ def _is_new(path: Path, oldest: int | None) -> bool:
         return True
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     try:
         return os.lstat(path).st_size
     except FileNotFoundError:
         return 0
 
 
-def _remove_durably(paths: Iterable[Path]) -> None:
+def remove_durably(paths: Iterable[Path]) -> None:
+    """Remove files and folders; their going is durable on return."""
     folders = set()
     for path in paths:
         if path.is_dir() and not path.is_symlink():

@@ -56,6 +56,15 @@ class Layout:
         return self.root / "quarantine"
 
     @property
+    def tombstones(self) -> Path:
+        """Made with the first tombstone."""
+        return self.root / "tombstones"
+
+    @property
+    def checked(self) -> Path:
+        return self.root / "checked.json"
+
+    @property
     def verified(self) -> Path:
         return self.root / "verified.jsonl"
 

@@ -1,4 +1,4 @@
-"""verify: every object hashed in full, every record and ref checked; what is damaged goes to quarantine."""
+"""verify: every object hashed in full; records, refs and tombstones checked; damage goes to quarantine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from replaygen.store.keys import is_digest
 from replaygen.store.objects import Objects
 from replaygen.store.refs import Refs
 from replaygen.store.shelf import Records
+from replaygen.store.tombstones import Checked, Tombstones
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged thing: "object", "record", "ref" or "stray" (a file that belongs to no store), its name, and why."""
+    """One damaged thing: its kind, its name, and why.
+
+    Kinds: "object", "record", "ref", "tombstone", "checked" (`checked.json`), "stray" (a file of no store).
+    """
 
     kind: str
     name: str
@@ -24,8 +28,8 @@ class Damage:
 class VerifyReport:
     """What a full check found.
 
-    `objects`, `records`, `refs` and `bytes` count what is good; `missing` are (key, output name) whose object is gone;
-    `orphans` are good objects that no record names, which gc will take.
+    `objects`, `records`, `refs`, `tombstones` and `bytes` count what is good; `missing` are (key, output name) whose
+    object is gone; `orphans` are good objects that no record names, which gc will take.
     """
 
     objects: int
@@ -35,6 +39,7 @@ class VerifyReport:
     damaged: tuple[Damage, ...]
     missing: tuple[tuple[str, str], ...]
     orphans: tuple[str, ...]
+    tombstones: int = 0
 
     @property
     def ok(self) -> bool:
@@ -42,8 +47,8 @@ class VerifyReport:
         return not self.damaged and not self.missing
 
 
-def verify(objects: Objects, records: Records, refs: Refs) -> VerifyReport:
-    """Check everything. Damaged objects and records are moved to quarantine (read-only: reported); refs stay."""
+def verify(objects: Objects, records: Records, refs: Refs, tombstones: Tombstones, checked: Checked) -> VerifyReport:
+    """Check everything. Damaged objects and records are moved to quarantine (read-only: reported); all else stays."""
     damaged: list[Damage] = []
     sizes = _good_objects(objects, damaged)
     named: set[str] = set()
@@ -75,6 +80,11 @@ def verify(objects: Objects, records: Records, refs: Refs) -> VerifyReport:
             continue
         except StoreError as error:
             damaged.append(Damage("ref", f"{path.parent.name}/{path.stem}", error.what))
+    good_tombstones = _good_tombstones(tombstones, damaged)
+    try:
+        checked.look()
+    except StoreError as error:
+        damaged.append(Damage("checked", "checked.json", error.what))
     return VerifyReport(
         objects=len(sizes),
         records=good_records,
@@ -83,6 +93,7 @@ def verify(objects: Objects, records: Records, refs: Refs) -> VerifyReport:
         damaged=tuple(damaged),
         missing=tuple(missing),
         orphans=tuple(sorted(set(sizes) - named)),
+        tombstones=good_tombstones,
     )
 
 
@@ -100,3 +111,15 @@ def _good_objects(objects: Objects, damaged: list[Damage]) -> dict[str, int]:
             damaged.append(Damage("object", digest, "its bytes differ from its name"))
             objects.quarantine(digest, "its bytes differ from its name")
     return sizes
+
+
+def _good_tombstones(tombstones: Tombstones, damaged: list[Damage]) -> int:
+    """How many are good. A damaged one stays, and counts: its name says which photo may not come back."""
+    good = 0
+    for path in tombstones.paths():
+        try:
+            tombstones.look(path)
+            good += 1
+        except StoreError as error:
+            damaged.append(Damage("tombstone", path.name.removesuffix(".json"), error.what))
+    return good

@@ -1,0 +1,73 @@
+"""A photo that somebody else made: what a search or a list says of it before anything is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from replaygen.classes import slug
+from replaygen.errors import DataError
+
+_PHOTO = re.compile(r"[a-z0-9_-]{1,80}")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One photo on offer.
+
+    Attributes:
+        photo: its id in this project, `[a-z0-9_-]+`: "flickr-53412", or `web_photo(url)`.
+        url: where its bytes are.
+        page: where people look at it.
+        owner, owner_page, title: who made it and what they call it, as they wrote it (untrusted text).
+        licence: id of a licence in `crawl.licences`, None where none is stated.
+        width, height: pixels of the file at `url`, where told.
+        sha256: of the bytes at `url`, where told.
+    """
+
+    photo: str
+    url: str
+    page: str | None = None
+    owner: str | None = None
+    owner_page: str | None = None
+    title: str | None = None
+    licence: str | None = None
+    width: int | None = None
+    height: int | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _PHOTO.fullmatch(self.photo):
+            raise DataError(f"{self.photo[:80]!r} is no photo id", hint="ids are [a-z0-9_-]+, at most 80 characters")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; what is not known is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Candidate:
+        """As `as_json` gave it; DataError where a name is unknown."""
+        known = {field.name for field in fields(cls)}
+        if odd := sorted(set(told) - known):
+            raise DataError(f"a candidate has no {odd[0]!r}")
+        return cls(**told)
+
+
+def flickr_photo(number: str) -> str:
+    """The photo id of a photo of Flickr; DataError where the API's id is not a number."""
+    if not re.fullmatch(r"[0-9]{1,20}", number, flags=re.ASCII):
+        raise DataError(f"{number[:40]!r} is no id of a Flickr photo")
+    return f"flickr-{number}"
+
+
+def web_photo(url: str) -> str:
+    """The photo id of an address on the web: its digest."""
+    return f"web-{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+def sample_of(class_name: str, photo: str) -> str:
+    """The sample id of a photo that was crawled for a class: `<class>-<photo>`."""
+    return f"{slug(class_name)}-{photo}"

@@ -1,0 +1,1 @@
+"""Select: accept or reject an image, with a named and counted reason."""

@@ -1,0 +1,77 @@
+"""What a process that crawls holds between tasks: one pool of connections, and its decoders."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaygen.canonical import digest_of
+
+if TYPE_CHECKING:
+    from replaygen.crawl.client import Downloader
+    from replaygen.crawl.isolated import Decoders
+    from replaygen.crawl.specs import CrawlHow
+    from replaygen.sources.flickr import FlickrApi
+
+
+@contextmanager
+def crawler(where: Mapping[str, Any], *, opt_out: bool, robots: bool) -> Iterator[tuple[Downloader, Decoders, int]]:
+    """The process's downloader and decoders for a recipe's `[run.crawl]`, and how many threads may use them."""
+    from replaygen.crawl.client import crawl_environment
+
+    state, agent, allow = crawl_environment()
+    how = _how(where)
+    downloader = _downloader(how.model_dump_json(), str(state), agent, opt_out, robots, allow)
+    yield downloader, _decoders(int(where.get("workers", 0))), how.connections
+
+
+def flickr_api(where: Mapping[str, Any]) -> FlickrApi:
+    """The process's seam to Flickr; the key comes from the environment, and its hourly limit is shared."""
+    from replaygen.crawl.client import crawl_environment
+
+    told = [os.environ.get(name, "") for name in ("REPLAYGEN_FLICKR_URL", "FLICKR_API_KEY", "FLICKR_API_SECRET")]
+    state, _, _ = crawl_environment()
+    return _flickr(_how(where).calls_per_hour, str(state), digest_of(told))
+
+
+def _how(where: Mapping[str, Any]) -> CrawlHow:
+    from replaygen.crawl.specs import CrawlHow
+
+    return CrawlHow.model_validate(where.get("crawl", {}))
+
+
+@lru_cache(maxsize=4)
+def _downloader(how: str, state: str, agent: str, opt_out: bool, robots: bool, allow: frozenset[str]) -> Downloader:
+    from replaygen.crawl.client import Downloader
+    from replaygen.crawl.specs import CrawlHow
+
+    made = Downloader(
+        CrawlHow.model_validate(json.loads(how)), state=Path(state), agent=agent, opt_out=opt_out, robots=robots,
+        allow=allow,
+    )  # fmt: skip
+    atexit.register(made.close)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _decoders(workers: int) -> Decoders:
+    from replaygen.crawl.isolated import Decoders
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    made = Decoders(max(1, cores // max(1, workers)))
+    atexit.register(made.close)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _flickr(calls_per_hour: int, state: str, environment: str) -> FlickrApi:
+    """`environment` is a digest of the variables that the seam reads by itself, so that another key makes another."""
+    from replaygen.sources.flickr import FlickrApi, flickr_limit
+
+    return FlickrApi(limit=flickr_limit(Path(state), calls_per_hour))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONFIG = """
+{user}
 worker_processes 1;
 daemon off;
 pid {work}/nginx.pid;
@@ -84,7 +86,8 @@ def nginx(files: Path, work: Path, *, rate: int = 50, burst: int = 5) -> Iterato
         port = probe.getsockname()[1]
     work.mkdir(parents=True, exist_ok=True)
     config = work / "nginx.conf"
-    config.write_text(_CONFIG.format(work=work, files=files, port=port, rate=rate, burst=burst))
+    user = "user root;" if os.geteuid() == 0 else ""  # its workers must be able to read the files
+    config.write_text(_CONFIG.format(work=work, files=files, port=port, rate=rate, burst=burst, user=user))
     process = subprocess.Popen([binary, "-p", str(work), "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         for _ in range(100):

@@ -139,17 +139,38 @@ def test_a_block_that_comes_while_a_turn_is_waited_for_is_kept(tmp_path: Path, c
     assert clock.now - start >= 20.0
 
 
-def test_the_rate_falls_to_what_was_borne_and_rises_slowly(tmp_path: Path, clock: Clock) -> None:
-    """Fifty requests at once, then 429 with a second to wait: 0.8 x 50/s at most, and 1 % a second more after."""
+def _gap(pace: Pace, clock: Clock) -> float:
+    first, second = stamps(pace, clock, 2)
+    return second - first
+
+
+def test_a_limit_that_is_not_known_is_looked_for(tmp_path: Path, clock: Clock) -> None:
+    """Fifty requests at once, then 429 with a second to wait: 0.8 x 50/s at most, and a quarter more each second."""
     pace = Pace(tmp_path, "a:80", 1000.0, clock=clock)
     stamps(pace, clock, 50)
     pace.push_back(1.0, clock.now)
-    told = stamps(pace, clock, 2)
-    assert 1 / 42 < told[1] - told[0] < 1 / 30
+    first = _gap(pace, clock)
+    assert 1 / 42 < first < 1 / 30
+    for _ in range(4):
+        clock.now += 1.0
+        later = _gap(pace, clock)
+    assert 1.9 < first / later < 2.6
+
+
+def test_a_limit_that_was_met_is_neared_slowly(tmp_path: Path, clock: Clock) -> None:
+    """An even rate that was borne for seconds and then refused: 0.8 of it, and 1 % more each second."""
+    pace = Pace(tmp_path, "a:80", 1000.0, clock=clock)
+    stamps(pace, clock, 50)
+    pace.push_back(1.0, clock.now)
+    stamps(pace, clock, 300)
+    before = _gap(pace, clock)
+    pace.push_back(1.0, clock.now)
+    first = _gap(pace, clock)
+    assert first / before == pytest.approx(1.25, rel=0.05)
     for _ in range(12):
         clock.now += 1.0
-        later = stamps(pace, clock, 2)
-    assert 1.05 < (told[1] - told[0]) / (later[1] - later[0]) < 1.25
+        later = _gap(pace, clock)
+    assert 1.05 < first / later < 1.25
 
 
 def test_a_refusal_of_the_first_requests_halves_the_rate(tmp_path: Path, clock: Clock) -> None:

@@ -2,8 +2,10 @@
 
 Each host has one small file in the state folder: when its next request may go out, until when it is blocked, and the
 rate that it turned out to bear. Every request takes its turn there, under a lock, so requests are evenly spaced
-whoever makes them. A host that answers 429 or 503 is blocked for as long as it says, and its rate falls to 0.8 of
-what it just bore (requests since the last such answer over the time, the wait included); then it rises by 1 % a second.
+whoever makes them. A host that answers 429 or 503 is blocked for as long as it says, and its rate falls. Where it had
+borne an even rate for some seconds, that falls to 0.8 of itself, and then rises by 1 % a second. Where the answer came at
+once, what the host bears is not known yet: its rate falls to 0.8 of what it just bore (requests over the time, the wait
+included), and rises by a quarter a second until the host says stop.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ SLOWEST = 0.2
 LONGEST_BLOCK = 86_400.0
 """Seconds; a longer Retry-After is taken as this."""
 _GROWTH = 0.01
+_SEARCH = 0.25
+_KNOWN = 3.0
+"""By how much a rate rises in a second, where the host's limit was met and where it is still looked for; and seconds
+after which an even rate counts as borne."""
 _LOOK = 0.05
 _FORGET = 60.0
-_FORM = struct.Struct("<8s8dI")
-_MAGIC = b"rgpace1\n"
+_FORM = struct.Struct("<8s9dI")
+_MAGIC = b"rgpace2\n"
 
 
 class Busy(Exception):
@@ -56,12 +62,13 @@ class _State:
     lowered: float = 0.0
     window: float = 0.0
     given: float = 0.0
+    growth: float = _GROWTH
     strikes: int = 0
 
     def pack(self) -> bytes:
         body = _FORM.pack(
             _MAGIC, self.seen, self.next_free, self.blocked, self.rate, self.raised, self.lowered, self.window,
-            self.given, self.strikes,
+            self.given, self.growth, self.strikes,
         )  # fmt: skip
         return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -153,8 +160,10 @@ class Pace:
             state.next_free = max(state.next_free, state.blocked)
             if news:
                 current = self._rate(state)
-                borne = 0.8 * given / max(now - state.window + delay, 1e-3) if given >= 5 else current / 2
-                state.rate = max(min(borne, 0.8 * current), min(SLOWEST, self.ceiling))
+                known = state.rate > 0.0 and now - state.window >= _KNOWN
+                borne = given / max(now - state.window + delay, 1e-3) if given >= 5 else current / 1.6
+                state.rate = max(0.8 * (current if known else min(borne, current)), min(SLOWEST, self.ceiling))
+                state.growth = _GROWTH if known else _SEARCH
                 state.lowered = now
                 state.raised = state.window = state.blocked
                 state.given = 0.0
@@ -194,7 +203,7 @@ class Pace:
             state.given += 1 + self._quick_given
             self._quick_given = 0
             if state.rate > 0.0 and now - state.raised >= 0.5:
-                state.rate *= 1.0 + _GROWTH * min(now - state.raised, 60.0)
+                state.rate *= 1.0 + state.growth * min(now - state.raised, 60.0)
                 state.raised = now
                 if state.rate > 1e5:
                     state.rate = 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.crawl.licences import allowed_licences
 from replaygen.crawl.specs import CrawlSpec, FlickrQuery, WebSpec
 from replaygen.plan.recipe import ReplayTable
-from replaygen.sources.urls import list_digest, list_file
+from replaygen.sources.urls import list_digest
 from replaygen.stages.crawl import FetchStage, FlickrSearchStage, UrlListStage
 from replaygen.stages.screen import EvaluatedLookStage, LookStage, SelectStage
 from replaygen.store import Store
@@ -124,10 +124,10 @@ class CrawledTasks:
             )
         else:
             spec = table.web or WebSpec()
-            path = list_file(self.opened.lists[source], table.folders.get(name, name))
+            path, listed = self.opened.lists[source], table.folders.get(name, name)
             columns = spec.model_dump(mode="json", exclude={"licences", "unknown_licence", "robots"})
             params = {
-                "class_name": table.folders.get(name, name), "list": list_digest(path, name), "columns": columns,
+                "class_name": listed, "list": list_digest(path, listed), "columns": columns,
                 "licences": sorted(allowed_licences(spec.licences)), "unknown_licence": spec.unknown_licence,
                 "wanted": wanted(table),
             }  # fmt: skip
@@ -151,7 +151,7 @@ def open_lists(recipe_replay: Mapping[str, ReplayTable], paths: Mapping[str, Pat
     for source, path in paths.items():
         table = recipe_replay[source]
         for name in names if table.only is None else table.only:
-            list_digest(list_file(path, table.folders.get(name, name)), name)
+            list_digest(path, table.folders.get(name, name))
 
 
 def _flickr_params(table: ReplayTable, name: str) -> dict[str, Any]:

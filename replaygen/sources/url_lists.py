@@ -8,6 +8,7 @@ unpickled, and a list is never held as a whole.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
@@ -232,7 +233,7 @@ def _csv_values(stream: IO[bytes], delimiter: str, told: _Told) -> Iterator[_Val
 def _json_values(stream: IO[bytes], suffix: str) -> Iterator[Any]:
     try:
         if suffix == ".json":
-            yield from _json_array(io.TextIOWrapper(stream, encoding="utf-8-sig"))
+            yield from _json_array(_pieces(stream))
         else:
             yield from (json.loads(line) for line in _lines(stream) if line.strip())
     except UnicodeDecodeError:
@@ -243,14 +244,22 @@ def _json_values(stream: IO[bytes], suffix: str) -> Iterator[Any]:
         raise _Broken(f"broken JSON ({told})", hint) from None
 
 
-def _json_array(stream: IO[str]) -> Iterator[Any]:
+def _pieces(stream: IO[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    while data := stream.read(_CHUNK):
+        if text := decoder.decode(data):
+            yield text
+    decoder.decode(b"", final=True)
+
+
+def _json_array(pieces: Iterator[str]) -> Iterator[Any]:
     """The elements of a JSON array, decoded one by one from a window of the text."""
     decoder = json.JSONDecoder()
     text, at, state = "", 0, "start"
     while True:
         at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
         if at == len(text):
-            text, at = stream.read(_CHUNK), 0
+            text, at = next(pieces, ""), 0
             if text:
                 continue
             break
@@ -258,7 +267,7 @@ def _json_array(stream: IO[str]) -> Iterator[Any]:
             try:
                 value, at = decoder.raw_decode(text, at)
             except ValueError:
-                more = stream.read(_CHUNK) if len(text) - at <= MOST_LINE else ""
+                more = next(pieces, "") if len(text) - at <= MOST_LINE else ""
                 if not more:
                     raise
                 text, at = text[at:] + more, 0

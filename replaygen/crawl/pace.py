@@ -3,9 +3,9 @@
 Each host has one small file in the state folder: when its next request may go out, until when it is blocked, and the
 rate that it turned out to bear. Every request takes its turn there, under a lock, so requests are evenly spaced
 whoever makes them. A host that answers 429 or 503 is blocked for as long as it says, and its rate falls. Where it had
-borne an even rate for some seconds, that falls to 0.8 of itself, and then rises by 1 % a second. Where the answer came at
-once, what the host bears is not known yet: its rate falls to 0.8 of what it just bore (requests over the time, the wait
-included), and rises by a quarter a second until the host says stop.
+borne an even rate for some seconds, that falls to 0.8 of itself, and then rises by 1 % a second. Where the answer came
+at once, what the host bears is not known yet: its rate falls to 0.8 of what it just bore (requests over the time, the
+wait included), and rises by a quarter a second until the host says stop.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from replaygen.classes import slug
@@ -50,10 +50,32 @@ class Candidate:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Candidate:
         """As `as_json` gave it; DataError where a name is unknown."""
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if odd := sorted(set(told) - known):
             raise DataError(f"a candidate has no {odd[0]!r}")
         return cls(**told)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search or a list offers for a class.
+
+    Attributes:
+        candidates: in their order, each photo once.
+        rejected: (photo id, reason) of each that was looked at and refused; what has no id is called "malformed-" and
+            the first digits of its digest.
+        calls: of an API, now; pages that were known from before do not count.
+        total: photos that the API says it has, or rows of the class that were read.
+        repeated: photos that came again within one query.
+        unnamed: reason -> how many more were refused, beyond what `rejected` names.
+    """
+
+    candidates: list[Candidate]
+    rejected: list[tuple[str, str]]
+    calls: int
+    total: int
+    repeated: int = 0
+    unnamed: dict[str, int] = field(default_factory=dict)
 
 
 def flickr_photo(number: str) -> str:

@@ -95,7 +95,7 @@ class ScreenSpec(_Spec):
     )
     leaks: int = Field(default=8, ge=-1, le=32, description="nearer to an evaluation image is a leak; -1: off")
     grayscale: bool = Field(default=True, description="refuse pictures without colour")
-    text: float = Field(default=0.35, ge=0.0, le=1.0, description="refuse where more of the picture is text; 1: off")
+    text: float = Field(default=0.3, ge=0.0, le=1.0, description="refuse where more of the picture is text; 1: off")
     flat: bool = Field(default=True, description="refuse placeholders and pictures with next to nothing in them")
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from replaygen.canonical import digest_of
-from replaygen.crawl.photos import Candidate, flickr_photo
+from replaygen.crawl.photos import Candidate, Found, flickr_photo
 from replaygen.errors import DataError
 from replaygen.sources.flickr import ApiFault, FlickrApi, plain
 from replaygen.store import fsops
@@ -80,26 +80,6 @@ class Search:
         first = datetime.datetime.combine(self.since, midnight)
         last = datetime.datetime.combine(self.as_of, midnight) + datetime.timedelta(days=1)
         return int(first.timestamp()), int(last.timestamp()) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a search gave.
-
-    Attributes:
-        candidates: in order, each photo once.
-        rejected: (photo id, reason) of each photo that was looked at and refused; what has no id is called
-            "malformed-" and the first digits of its digest.
-        calls: pages that were asked now, not known from before.
-        total: photos that Flickr says it has, all texts together.
-        repeated: photos that came again within one query.
-    """
-
-    candidates: list[Candidate]
-    rejected: list[tuple[str, str]]
-    calls: int
-    total: int
-    repeated: int = 0
 
 
 def search(api: FlickrApi, query: Search, *, wanted: int, memory: Path, gone: Callable[[str], bool]) -> Found:

@@ -80,7 +80,10 @@ def list_file(path: Path, class_name: str) -> Path:
         raise DataError(
             "no list of addresses here", where=str(path), hint="give a list, or a folder of one list a class"
         )
-    lists = {entry: _stem(entry.name) for entry in sorted(path.iterdir()) if _stem(entry.name) and entry.is_file()}
+    try:
+        lists = {entry: _stem(entry.name) for entry in sorted(path.iterdir()) if _stem(entry.name) and entry.is_file()}
+    except OSError as error:
+        raise _unreadable(error, path) from None
     found = [entry for entry, stem in lists.items() if stem in {class_name, slug(class_name)}]
     if len(found) == 1:
         return found[0]
@@ -102,7 +105,11 @@ def list_digest(path: Path, class_name: str) -> str:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(file), hint="check its permissions") from None
+        raise _unreadable(error, file) from None
+
+
+def _unreadable(error: OSError, path: Path) -> DataError:
+    return DataError(f"cannot be read ({error.strerror})", where=str(path), hint="check its permissions")
 
 
 def _stem(name: str) -> str:
@@ -177,7 +184,7 @@ def _check(names: Sequence[str], needed: Mapping[str, str], suffix: str) -> None
 
 
 def _text(value: Any) -> str:
-    """What a cell says, as text; empty for nothing, for what is no plain value, and for bytes that are no UTF-8."""
+    """What a cell says, as text without the space around it; empty for nothing and for what is no plain value."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bytes):

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from replaygen.classes import nearest_hint, slug
 from replaygen.crawl.licences import allowed_licences, read_licence
-from replaygen.crawl.photos import Candidate, web_photo
+from replaygen.crawl.photos import Candidate, Found, web_photo
 from replaygen.errors import DataError
 from replaygen.sources.url_lists import Row, list_digest, list_file
 from replaygen.sources.url_lists import read_list as _read_rows
@@ -35,26 +34,6 @@ _FAILED: Final = frozenset({"failed_to_download", "failed_to_resize"})
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _licence_of: Final = lru_cache(maxsize=1024)(read_licence)
 _HOST: Final = re.compile(r"[^\s%<>\"'`{}|^/?#@]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a list offers for a class.
-
-    Attributes:
-        candidates: in the list's order, each address once.
-        rejected: (photo id, reason) of the rows that were refused, the first `MOST_NAMED` of them.
-        calls: 0; a list asks nobody.
-        total: rows of the class that were read; reading ends with the last wanted candidate. It is always
-            `len(candidates) + len(rejected) + sum(unnamed.values())`.
-        unnamed: reason -> how many more rows were refused.
-    """
-
-    candidates: list[Candidate]
-    rejected: list[tuple[str, str]]
-    calls: int
-    total: int
-    unnamed: dict[str, int] = field(default_factory=dict)
 
 
 def read_list(path: Path, spec: WebSpec, *, classes: bool = False) -> Generator[Row, None, None]:
@@ -109,7 +88,7 @@ def candidates_of(path: Path, class_name: str, spec: WebSpec, *, wanted: int, go
             f"no row has {class_name!r} in the column {spec.class_column!r}", where=str(file),
             hint=nearest_hint(class_name, others),
         )  # fmt: skip
-    return Found(list(door.found.values()), door.rejected, 0, door.total, door.unnamed)
+    return Found(list(door.found.values()), door.rejected, 0, door.total, unnamed=door.unnamed)
 
 
 class _Door:
@@ -130,7 +109,7 @@ class _Door:
         if address is None:
             self._refuse(web_photo(told), "bad-address")
             return
-        photo, licence = web_photo(address), _licence_of(row.get(self._spec.licence) or "")
+        photo, licence = web_photo(address), _licence_of((row.get(self._spec.licence) or "")[:400])
         if reason := self._fault(row, photo, licence):
             self._refuse(photo, reason)
             return

@@ -14,7 +14,7 @@ from replaygen.store import Shard
 
 if TYPE_CHECKING:
     from replaygen.crawl.fetch import Confirm, Taken
-    from replaygen.sources.flickr_search import Found
+    from replaygen.crawl.photos import Found
 
 HAD = "had.json"
 """In a fetch's unfinished work: an earlier record of it, whose photos need not be fetched again."""
@@ -120,7 +120,7 @@ def _offer(found: Found, out: Out) -> None:
         {
             "candidates": [candidate.as_json() for candidate in found.candidates],
             "rejected": [{"id": photo, "reason": reason} for photo, reason in found.rejected],
-            "asked": {"total": found.total},
+            "asked": {"total": found.total, "repeated": found.repeated, "unnamed": found.unnamed},
         },
     )  # fmt: skip
     out.provenance = {"calls": found.calls}

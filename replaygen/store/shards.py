@@ -144,7 +144,7 @@ class Shard:
             if len(header) < _BLOCK:
                 raise self._damaged("it ends without an end mark")
             if header == bytes(_BLOCK):
-                return members
+                return dict(sorted(members.items()))
             name = header[:_NAME_BYTES].rstrip(b"\0").decode("ascii", "replace")
             sample_id, _, extension = name.partition(".")
             if not _ID.fullmatch(sample_id) or not _EXTENSION.fullmatch(extension) or name <= last:

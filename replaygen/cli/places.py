@@ -87,6 +87,8 @@ _PACKAGES = {
     "torch": "train", "safetensors": "train", "transformers": "backbones", "distributed": "dask",
     "jinja2": "report", "matplotlib": "report", "sklearn": "digits",
     "pytorch_pretrained_biggan": "biggan", "diffusers": "diffusion",
+    "flickrapi": "crawl", "urllib3": "crawl", "pyrate_limiter": "crawl", "protego": "crawl", "simplejpeg": "crawl",
+    "cv2": "crawl", "imagehash": "crawl", "pyarrow": "crawl",
 }  # fmt: skip
 
 
@@ -105,6 +107,7 @@ def doctor(as_json: Json = False) -> None:
     told = {
         "python": platform.python_version(), "packages": rows, "device": device, "cores": os.cpu_count(),
         "REPLAYGEN_DATA": os.environ.get("REPLAYGEN_DATA"),
+        "flickr_key": bool(os.environ.get("FLICKR_API_KEY") and os.environ.get("FLICKR_API_SECRET")),
     }  # fmt: skip
     if as_json:
         print(json.dumps(told))
@@ -115,3 +118,4 @@ def doctor(as_json: Json = False) -> None:
     print(
         f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"
     )
+    print(f"  FLICKR_API_KEY, _SECRET    {'set' if told['flickr_key'] else 'not set (only Flickr needs them)'}")

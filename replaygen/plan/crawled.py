@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaygen.crawl.licences import allowed_licences
 from replaygen.crawl.specs import CrawlSpec, FlickrQuery, WebSpec
+from replaygen.errors import DataError
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.urls import list_digest
 from replaygen.stages.crawl import FetchStage, FlickrSearchStage, UrlListStage
@@ -142,14 +144,26 @@ def wanted(table: ReplayTable) -> int:
     return math.ceil(table.count * table.oversample)
 
 
-def open_lists(recipe_replay: Mapping[str, ReplayTable], paths: Mapping[str, Path], names: Sequence[str]) -> None:
-    """Look for the list of every class, before any work.
+_FETCHING = ("urllib3", "simplejpeg", "cv2")
+_PACKAGES = {"flickr": (*_FETCHING, "flickrapi", "pyrate_limiter"), "web": (*_FETCHING, "protego")}
+
+
+def open_crawls(
+    replay: Mapping[str, ReplayTable], paths: Mapping[str, Path], names: Sequence[str], *, where: str
+) -> None:
+    """Look for the packages that crawls and screens need, and for the list of every class, before any work.
 
     Raises:
-        DataError: a class without a list, a list that cannot be read; names the file and the way out.
+        DataError: a missing package, a class without a list, a list that cannot be read; names the way out.
     """
+    for source, table in replay.items():
+        for package in (*_PACKAGES.get(table.source, ()), *(("imagehash", "cv2") if table.screens() else ())):
+            if find_spec(package) is None:
+                raise DataError(
+                    f"replay.{source} needs the package {package}", where=where, hint="pip install 'replaygen[crawl]'"
+                )
     for source, path in paths.items():
-        table = recipe_replay[source]
+        table = replay[source]
         for name in names if table.only is None else table.only:
             list_digest(path, table.folders.get(name, name))
 

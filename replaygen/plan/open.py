@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.classes import nearest_hint
 from replaygen.errors import DataError, RecipeError, ScenarioError
 from replaygen.plan.build import Opened
-from replaygen.plan.crawled import Purged, open_lists
+from replaygen.plan.crawled import Purged, open_crawls
 from replaygen.plan.generators import open_generators
 from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import resolve_rows
@@ -62,7 +62,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
             photos[name] = FolderPhotos(place, cache_dir, min_side=table.min_side or None)
         else:
             lists[name] = place
-    open_lists(recipe.replay, lists, scenario.names[1:])
+    open_crawls(recipe.replay, lists, scenario.names[1:], where=str(path))
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
     given = None

@@ -130,6 +130,56 @@ def _real_photos(told: dict[str, Any]) -> str:
     )
 
 
+def crawler() -> list[str]:
+    """What photos of other people are worth, and what fetching them costs."""
+    lines: list[str] = []
+    flickr, crawl = load("flickr"), load("crawl")
+    if flickr is not None:
+        figures = flickr["figures"]
+        rows = {name: spread(figures[name]["all"]) for name in figures["rows"]}
+        lines += [
+            f"**Photos through Flickr's protocol** (`{flickr['command']}`, {seeds(figures['recall']['all'])}; the "
+            "scenario of the next table, a local server instead of Flickr): RECALL on searched, fetched and screened "
+            f"photos {rows['recall']}, on photos of the same folder {rows['recall_folder']}; fine-tuning "
+            f"{rows['finetune']}, joint {rows['joint']}. Maker, page and licence are known of "
+            f"{figures['photos_with_proof']} of {figures['photos']} photos. {_distractors(figures['distractors'])}",
+            "",
+        ]
+    if crawl is not None:
+        figures = crawl["figures"]
+        cpu, wall = figures["cpu_ms"], figures["wall_seconds"]
+        share, success = 100 * figures["share_of_codec_ceiling"], 100 * figures["polite_success"]
+        lines += [
+            f"**Fetching {figures['images']:,} photos** (`{crawl['command']}`; nginx on the same machine, shrunk to "
+            "256 pixels, start included):",
+            "",
+            "| | CPU-ms a photo | wall, s | memory, GB |",
+            "| --- | ---: | ---: | ---: |",
+            *(
+                f"| {name} | {cpu[key]:.1f} | {wall[key]:.1f} | {figures['peak_gb'][key]:.2f} |"
+                for key, name in (("img2dataset", "img2dataset 1.47"), ("crawl", "replaygen"))
+            ),
+            "",
+            f"Without its start a photo costs {cpu['crawl_marginal']:.1f} CPU-ms, of which fetching and the codec "
+            f"alone are {share:.0f} %; the screens cost {cpu['screens']:.1f} more. On a server that allows 50 requests "
+            f"a second and answers 429 beyond, {success:.1f} % of the photos came with "
+            f"{figures['polite_requests_per_image']:.3f} requests each (img2dataset with 3 retries: "
+            f"{100 * figures['img2dataset_polite_success']:.1f} %).",
+            "",
+        ]
+    return lines
+
+
+def _distractors(told: dict[str, dict[str, int]]) -> str:
+    """How far planted photos of other animals came."""
+    parts = [
+        f"{row['planted']} among {row['offered']} for {name}: {row['door']} passed the door, {row['buffer']} of "
+        f"{row['buffer_samples']} in the buffer are theirs"
+        for name, row in told.items()
+    ]
+    return "Goats, llamas and pigs planted among the answers: " + "; ".join(parts) + "."
+
+
 def engine() -> list[str]:
     """What running costs, and what is equal."""
     lines = []
@@ -165,6 +215,7 @@ def main() -> None:
     lines = [
         *demo(),
         *generators(),
+        *crawler(),
         *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
         *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),
         *engine(),

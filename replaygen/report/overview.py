@@ -84,6 +84,7 @@ def _last(scene: Scene, method: str) -> Mask8 | None:
 
 
 def _strip(plan: Plan) -> tuple[tuple[str, ReplaySample], ...]:
+    """A few samples of each class; none of other people's photos, which a picture cannot credit."""
     from replaygen.runs.replay import ReplaySet, replay_sets
 
     sets: dict[str, ReplaySet] = {}
@@ -92,7 +93,8 @@ def _strip(plan: Plan) -> tuple[tuple[str, ReplaySample], ...]:
     share = max(1, STRIP // max(1, len(sets)))
     taken: list[tuple[str, ReplaySample]] = []
     for name, found in sets.items():
-        taken += [(name, sample) for sample, _ in zip(found, range(share), strict=False)]
+        own = (sample for sample in found if sample.about.get("source") not in ("flickr", "web"))
+        taken += [(name, sample) for sample, _ in zip(own, range(share), strict=False)]
     return tuple(taken[:STRIP])
 
 

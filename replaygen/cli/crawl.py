@@ -14,6 +14,7 @@ from replaygen.cli.options import Cache, Json, RecipeName, Set, Workers, open_re
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan
+    from replaygen.runs.crawl import Revalidation
 
 app = typer.Typer(no_args_is_help=True, help="Photos of other people: fetch, revalidate, attribution, local-flickr.")
 
@@ -99,14 +100,19 @@ def revalidate(
     found, store = open_recipe(recipe, changes, cache_root)
     planned = crawl_part(found.plan(store))
     where = {"crawl": found.table.run.crawl.model_dump(mode="json")}
+
+    def told(so_far: Revalidation) -> None:
+        print(f"{so_far.checked} photos looked at, {len(so_far.expired)} went away", file=sys.stderr, flush=True)
+
     with crawler(where, opt_out=True, robots=False) as (downloader, _, _):
         result = revalidate(
-            planned, api=lambda: flickr_api(where), downloader=lambda: downloader, older_than=timedelta(days=older_than)
-        )
+            planned, api=lambda: flickr_api(where), downloader=lambda: downloader,
+            older_than=timedelta(days=older_than), told=told,
+        )  # fmt: skip
     reports = expire(store, result, dry_run=dry_run, pages=found.workspace / "reports")
     if as_json:
-        told = {**asdict(result), "purged": [asdict(one) for one in reports]}
-        print(json.dumps(told, ensure_ascii=False, default=str))
+        answer = {**asdict(result), "purged": [asdict(one) for one in reports]}
+        print(json.dumps(answer, ensure_ascii=False, default=str))
         return
     verb = "would be removed" if dry_run else "removed"
     print(f"{result.checked} photos looked at, {result.skipped} looked at before, {len(result.expired)} {verb}, "

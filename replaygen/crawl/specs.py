@@ -98,6 +98,11 @@ class ScreenSpec(_Spec):
     text: float = Field(default=0.3, ge=0.0, le=1.0, description="refuse where more of the picture is text; 1: off")
     flat: bool = Field(default=True, description="refuse placeholders and pictures with next to nothing in them")
 
+    @property
+    def looks(self) -> bool:
+        """Whether any screen is on."""
+        return self.duplicates >= 0 or self.leaks >= 0 or self.grayscale or self.text < 1.0 or self.flat
+
 
 class CrawlHow(_Spec):
     """How to crawl: in no key."""

@@ -122,8 +122,9 @@ class ReplayTable(Table):
         return self
 
     def screens(self) -> ScreenSpec | None:
-        """The screens at the door: those given; for photos of other people else the usual ones, otherwise None."""
-        return self.screen or (ScreenSpec() if self.source in ("flickr", "web") else None)
+        """The screens at the door: those given; for photos of other people else the usual ones. None: all are off."""
+        screen = self.screen or (ScreenSpec() if self.source in ("flickr", "web") else None)
+        return screen if screen is not None and screen.looks else None
 
     def drawn(self) -> BigGanSpec | DiffusionSpec | FitSpec:
         """How the generator is drawn from (`fitted`: fitted and drawn from)."""

@@ -95,7 +95,7 @@ class Kept:
 
 def revalidate(
     plan: Plan, *, api: Callable[[], FlickrApi], downloader: Callable[[], Downloader], older_than: timedelta,
-    now: datetime | None = None,
+    now: datetime | None = None, told: Callable[[Revalidation], None] = lambda result: None,
 ) -> Revalidation:  # fmt: skip
     """Ask again whether every photo of a plan is still visible, under an allowed licence, and not opted out.
 
@@ -106,6 +106,7 @@ def revalidate(
         api, downloader: made when the first photo of their kind comes.
         older_than: photos that were looked at more recently are left alone.
         now: the time, for tests.
+        told: is called now and then with what was found so far.
     """
     store, result, rows = plan.store, Revalidation(), {}
     at = now or datetime.now(UTC)
@@ -124,6 +125,7 @@ def revalidate(
         if len(rows) >= _TOGETHER:
             store.note_checked(rows)
             rows = {}
+            told(result)
     store.note_checked(rows)
     return result
 

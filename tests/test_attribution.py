@@ -103,6 +103,20 @@ def test_photos_are_grouped_by_class_and_licences_counted() -> None:
     assert "no commercial use" in text
 
 
+def test_a_licence_that_changed_stands_beside_the_old_one() -> None:
+    """In the credit, in a column, and in what the conditions are: it was taken under the one, and has the other."""
+    told = [proof(licence_now="cc-by-nc-sa-2.0", reason="no longer visible"), proof("flickr-2")]
+    text = as_markdown(told, title="x")
+    assert (
+        "fetched under [CC BY 2.0](<https://creativecommons.org/licenses/by/2.0/>), "
+        "now [CC BY-NC-SA 2.0](<https://creativecommons.org/licenses/by-nc-sa/2.0/>); "
+    ) in text
+    assert text.count("fetched under") == text.count("re-encoded; no longer visible\n") == 1
+    assert "no commercial use" in text
+    assert "stays under their licence" in text
+    assert [row["licence_now"] for row in csv.DictReader(io.StringIO(as_csv(told)))] == ["cc-by-nc-sa-2.0", ""]
+
+
 def test_without_photos_of_flickr_there_is_no_notice_of_flickr() -> None:
     """The notice speaks of the API; a list of addresses does not use it."""
     assert FLICKR_NOTICE not in as_markdown([proof("web-1", source="web")], title="x")

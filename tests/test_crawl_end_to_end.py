@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from conftest import TRAINING, Workspace
 
 from replaygen.plan import Plan, Recipe
 from replaygen.runs import run
-from replaygen.runs.crawl import crawl_part, expire, revalidate
+from replaygen.runs.crawl import crawl_part
 from replaygen.runs.proof import proofs
 from replaygen.store import Shard
 from replaygen.testing.local_flickr import LocalFlickr
@@ -147,34 +146,6 @@ def test_a_purged_photo_of_a_folder_leaves_its_shard_alone(workspace: Workspace,
     assert "photos" not in waiting
     assert {"label", "train"} <= waiting
     assert victim not in _samples(planned, "photos")
-
-
-def test_revalidation_expires_what_went_away(workspace: Workspace, flickr: LocalFlickr) -> None:
-    """Hidden photos and changed licences are removed, the rest is noted, and is not asked for again the same day."""
-    plan = crawl_part(_plan(workspace))
-    run(plan)
-    numbers = sorted(sample.rsplit("-", 1)[1] for sample in _samples(plan))
-    flickr.hide(numbers[:2])
-    flickr.relicense(numbers[2:3], 0)
-    result = _revalidate(plan)
-    assert result.expired.keys() == {f"flickr-{number}" for number in numbers[:3]}
-    assert "all-rights-reserved" in result.expired[f"flickr-{numbers[2]}"]
-    expire(plan.store, result)
-    planned = crawl_part(_plan(workspace))
-    run(planned)
-    assert not set(numbers[:3]) & {sample.rsplit("-", 1)[1] for sample in _samples(planned)}
-    assert _revalidate(planned, days=1.0).skipped == len(numbers) - 3
-    assert all(one.revalidated_at for one in proofs(planned) if one.decision == "accepted")
-
-
-def _revalidate(plan: Plan, days: float = 0.0) -> Any:
-    from replaygen.stages.crawling import crawler, flickr_api
-
-    where: dict[str, Any] = {"crawl": {"rate": 1000.0}}
-    with crawler(where, opt_out=True, robots=False) as (downloader, _, _):
-        return revalidate(
-            plan, api=lambda: flickr_api(where), downloader=lambda: downloader, older_than=timedelta(days=days)
-        )
 
 
 @pytest.mark.parametrize("seconds", [1.5, 3.0])

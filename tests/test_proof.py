@@ -82,14 +82,15 @@ class Crawl:
         self, name: str, search: str, taken: list[dict[str, Any]], *, index: int = 0, size: int = 64,
         rejected: dict[str, str] | None = None, failed: dict[str, str] | None = None, source: str = "flickr",
         made: bool = True, keep: str = "resized", without: Sequence[str] = (), headers: dict[str, str] | None = None,
+        seen: dict[str, dict[str, Any]] | None = None,
     ) -> str:  # fmt: skip
-        """Slice `index`: `taken` are candidates that became images."""
+        """Slice `index`: `taken` are candidates that became images; `seen` is the proof of those that did not."""
         params = {
             "class_name": name, "source": source, "slice": index, "size": size, "keep": keep, "without": list(without),
         }  # fmt: skip
         if not made:
             return self.task("fetch", params, [("search", search)])
-        items, seen = [], {}
+        items, proof = [], {}
         for one in taken:
             raw = hashlib.sha256(one["photo"].encode()).hexdigest()
             picture = np.full((96, 128, 3), int(raw[:2], 16), np.uint8)
@@ -101,14 +102,14 @@ class Crawl:
             }  # fmt: skip
             items.append((sample(name, one["photo"]), {"jpg": data, "json": encoded(about)}))
             derived = raw if keep == "unchanged" else hashlib.sha256(data).hexdigest()
-            seen[one["photo"]] = {"fetched_at": "2026-03-01T10:00:00Z", "headers": headers or {}, "requests": 1,
-                                  "derived_sha256": derived, "final_url": one["url"], "status": 200}  # fmt: skip
+            proof[one["photo"]] = {"fetched_at": "2026-03-01T10:00:00Z", "headers": headers or {}, "requests": 1,
+                                   "derived_sha256": derived, "final_url": one["url"], "status": 200}  # fmt: skip
         for photo in {**(rejected or {}), **(failed or {})}:
-            seen[photo] = {"fetched_at": "2026-03-02T10:00:00Z", "requests": 4}
+            proof[photo] = (seen or {}).get(photo, {"fetched_at": "2026-03-02T10:00:00Z", "requests": 4})
         tar, positions = write_shard(items)
         outputs = {"images.tar": tar, "images.index.json": positions, **refused(rejected, failed)}
         reasons = [*(rejected or {}).values(), *(failed or {}).values()]
-        return self.task("fetch", params, [("search", search)], outputs, provenance={"photos": seen},
+        return self.task("fetch", params, [("search", search)], outputs, provenance={"photos": proof},
                          samples=len(items), rejected=reasons)  # fmt: skip
 
     def select(self, name: str, fetches: Sequence[str], kept: list[str], rejected: list[dict[str, Any]]) -> str:
@@ -321,6 +322,40 @@ def test_a_fetch_whose_search_is_gone_still_tells(crawl: Crawl) -> None:
     found = proofs(crawl)
     assert words(found) == {"flickr-1": ("accepted", ""), "flickr-2": ("rejected", "not-an-image")}
     assert found[0].owner == "Ann Example"
+
+
+def test_a_photo_refused_after_its_download_tells_its_bytes(crawl: Crawl) -> None:
+    """What came is told from the fetch's own proof, not from the digest that a list declares; no image was made."""
+    one, other = (candidate(f"flickr-{i}", sha256="d" * 64) for i in (1, 2))
+    seen: dict[str, dict[str, Any]] = {
+        "flickr-1": {"fetched_at": "2026-03-02T10:00:00Z", "sha256": "a" * 64},
+        "flickr-2": {"requests": 4},
+    }
+    crawl.fetch("cow", crawl.search("cow", [one, other]), [],
+                rejected={"flickr-1": "other-bytes", "flickr-2": "gone"}, seen=seen)  # fmt: skip
+    assert [(proof.sha256_raw, proof.changes) for proof in proofs(crawl)] == [("a" * 64, ""), ("", "")]
+
+
+@pytest.mark.parametrize(("now", "told"), [("cc-by-nc-sa-2.0", "cc-by-nc-sa-2.0"), ("cc-by-2.0", None), (None, None)])
+def test_a_licence_that_changed_is_told_beside_the_old_one(crawl: Crawl, now: str | None, told: str | None) -> None:
+    """Revalidation keeps a photo whose new licence is allowed too: both are told, one where they are the same."""
+    one = candidate("flickr-1")
+    crawl.fetch("cow", crawl.search("cow", [one]), [one])
+    crawl.store.note_checked({"flickr-1": {"at": "2026-04-01T00:00:00Z", "licence": now, "visible": True}})
+    (proof,) = proofs(crawl)
+    assert (proof.licence, proof.licence_now) == ("cc-by-2.0", told)
+
+
+def test_a_photo_in_use_that_is_hidden_now_says_so(crawl: Crawl) -> None:
+    """Until it is purged it is in the replay set, so accepted; a refused one keeps its own reason."""
+    offered = [candidate("flickr-1"), candidate("flickr-2")]
+    crawl.fetch("cow", crawl.search("cow", offered), offered[:1], rejected={"flickr-2": "too-small"})
+    row = {"at": "2026-04-01T00:00:00Z", "licence": None, "visible": False}
+    crawl.store.note_checked({"flickr-1": row, "flickr-2": row})
+    assert words(proofs(crawl)) == {
+        "flickr-1": ("accepted", "no longer visible"),
+        "flickr-2": ("rejected", "too-small"),
+    }
 
 
 def test_a_damaged_record_of_a_crawl_is_an_error(crawl: Crawl) -> None:

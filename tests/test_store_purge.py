@@ -36,6 +36,11 @@ def marker(photo: str) -> str:
     return f"marker-{hashlib.sha256(photo.encode()).hexdigest()[:24]}"
 
 
+def raw(photo: str) -> str:
+    """The sha256 of a photo's bytes as they came."""
+    return hashlib.sha256(f"raw {photo}".encode()).hexdigest()
+
+
 def traces(root: Path) -> set[str]:
     """The markers that are anywhere below a folder."""
     files = (path for path in root.rglob("*") if path.is_file())
@@ -100,7 +105,8 @@ class World:
         if refused["rejected"] or refused["failed"]:
             files["refused.json"] = (plain(refused), 0)
         rejected, failed = ({one["reason"]: len(refused[kind]) for one in refused[kind]} for kind in refused)
-        proof = {one: {"fetched_at": "2026-01-01T00:00:00Z", "final_url": marker(one)} for one in part}
+        at = "2026-01-01T00:00:00Z"
+        proof = {one: {"fetched_at": at, "final_url": marker(one), "sha256": raw(one)} for one in part}
         params = {"class_name": name, "slice": number, "size": SIZE, "keep": "resized", "without": []}
         return self.add(
             "fetch", params, files, part, [("search", search)], Counts(len(part), len(items), rejected, failed),
@@ -143,6 +149,13 @@ class World:
 
     def holders(self, photos: set[str]) -> list[str]:
         return [key for key, one in self.records.items() if one.stage in SLICED and photos & self.made_of[key]]
+
+    def raws(self, photos: set[str]) -> set[str]:
+        """The sha256 of the raw bytes of photos, as the records that hold them tell it."""
+        held = [self.records[key] for key in self.holders(photos)]
+        files = [sha256 for one in held for _, sha256 in one.params.get("files", ())]
+        told = {sha256 for sha256 in files if any(photo.endswith(f"-{sha256[:16]}") for photo in photos)}
+        return told | {raw(photo) for one in held for photo in photos & one.provenance.get("photos", {}).keys()}
 
     def derived(self, key: str, photos: set[str]) -> str:
         """The key that a plan gives to a slice once photos are buried."""
@@ -237,6 +250,11 @@ def check(world: World, root: Path, photos: set[str]) -> list[str]:
     wrong += [
         f"{one} has no tombstone that is done" for one in photos if one not in tombstones or not tombstones[one].done
     ]
+    wrong += (
+        [f"the bytes of {len(lost)} photos are forgotten"]
+        if (lost := world.raws(photos) - store.buried_bytes())
+        else []
+    )
     report = store.verify()
     return wrong + [str(report)] * (not report.ok or bool(report.orphans))
 

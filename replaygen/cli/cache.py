@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from replaygen.cli.options import Json
-from replaygen.cli.purge import purge
+from replaygen.cli.purge import purge, tombstones
 
-app = typer.Typer(no_args_is_help=True, help="Look into the store, clean it: ls, du, why, verify, gc, purge.")
+app = typer.Typer(
+    no_args_is_help=True, help="Look into the store, clean it: ls, du, why, verify, gc, purge, tombstones."
+)
 
 Root = Annotated[Path, typer.Option("--cache", help="the store")]
 
@@ -129,3 +131,4 @@ def gc(
 
 
 app.command()(purge)
+app.command()(tombstones)

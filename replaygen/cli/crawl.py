@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from replaygen.plan import Plan
     from replaygen.runs.crawl import Revalidation
 
+_HINTS = {
+    "private-address": "REPLAYGEN_ALLOW_HOSTS names hosts (host or host:port) of your own that may be asked",
+    "bad-address": "REPLAYGEN_ALLOW_HOSTS allows other ports than 80, 443 and 8000 to 8999 (host:port)",
+    "too-large": "run.crawl.most_mb is what one photo may have",
+    "tls": "its certificate is not one that this machine trusts",
+}
+"""What can be done about refusals that hang on the environment or on `[run.crawl]`."""
+_MOST_SHARE, _FEW = 0.2, 5
+"""Photos that may go away at once without being asked: a fifth, or a few."""
+
 app = typer.Typer(no_args_is_help=True, help="Photos of other people: fetch, revalidate, attribution, local-flickr.")
 
 
@@ -54,10 +64,16 @@ def fetch(
     for line in done.lines():
         print(line)
     print()
-    for row in _classes(planned):
+    rows = _classes(planned)
+    for row in rows:
         refused = ", ".join(f"{reason} {count}" for reason, count in sorted(row["refused"].items()))
+        short = f", {row['shortfall']} short of {row['wanted']}" if row["shortfall"] else ""
+        gone = f", {row['purged']} purged" if row["purged"] else ""
         print(f"{row['source']}/{row['class']}: {row['candidates']} candidates, {row['fetched']} fetched, "
-              f"{row['selected']} selected" + (f" ({refused})" if refused else ""))  # fmt: skip
+              f"{row['selected']} selected{short}{gone}" + (f" ({refused})" if refused else ""))  # fmt: skip
+    for reason, hint in _HINTS.items():
+        if any(reason in row["refused"] for row in rows):
+            print(f"{reason}: {hint}; then: replaygen crawl fetch {recipe} --only-failed")
 
 
 def _classes(planned: Plan) -> list[dict[str, Any]]:
@@ -70,15 +86,18 @@ def _classes(planned: Plan) -> list[dict[str, Any]]:
         _, source, name = slot.split("/")[:3]
         row = rows.setdefault(
             (source, name),
-            {"source": source, "class": name, "candidates": 0, "fetched": 0, "selected": None, "refused": {}},
-        )
+            {"source": source, "class": name, "wanted": planned.recipe.table.replay[source].count, "candidates": 0,
+             "fetched": 0, "selected": None, "purged": 0, "refused": {}},
+        )  # fmt: skip
         field = {"fetch": "fetched", "select": "selected"}.get(stage, "candidates")
         row[field] = (row[field] or 0) + record.counts.accepted
+        row["purged"] += len(record.params.get("without", ()))
         for reasons in (record.counts.rejected, record.counts.failed):
             for reason, count in reasons.items():
                 row["refused"][reason] = row["refused"].get(reason, 0) + count
     for row in rows.values():
         row["selected"] = row["fetched"] if row["selected"] is None else row["selected"]
+        row["shortfall"] = max(0, row["wanted"] - row["selected"])
     return list(rows.values())
 
 
@@ -86,7 +105,8 @@ def _classes(planned: Plan) -> list[dict[str, Any]]:
 def revalidate(
     recipe: RecipeName,
     older_than: Annotated[float, typer.Option(help="leave photos alone that were looked at in the last DAYS")] = 1.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="look, but remove nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="look, but remove and write nothing")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove also where it is more than a fifth of the photos")] = False,
     changes: Set = None,
     cache_root: Cache = None,
     as_json: Json = False,
@@ -94,8 +114,9 @@ def revalidate(
     """Ask again for every photo's licence and visibility; remove what went away, with all that was made from it."""
     from datetime import timedelta
 
+    from replaygen.errors import DataError
     from replaygen.runs.crawl import crawl_part, expire, revalidate
-    from replaygen.stages.crawling import crawler, flickr_api
+    from replaygen.stages.crawling import downloader_of, flickr_api
 
     found, store = open_recipe(recipe, changes, cache_root)
     planned = crawl_part(found.plan(store))
@@ -104,23 +125,33 @@ def revalidate(
     def told(so_far: Revalidation) -> None:
         print(f"{so_far.checked} photos looked at, {len(so_far.expired)} went away", file=sys.stderr, flush=True)
 
-    with crawler(where, opt_out=True, robots=False) as (downloader, _, _):
-        result = revalidate(
-            planned, api=lambda: flickr_api(where), downloader=lambda: downloader,
-            older_than=timedelta(days=older_than), told=told,
-        )  # fmt: skip
-    reports = expire(store, result, dry_run=dry_run, pages=found.workspace / "reports")
+    result = revalidate(
+        planned, api=lambda: flickr_api(where), downloader=lambda opt_out: downloader_of(where, opt_out=opt_out),
+        older_than=timedelta(days=older_than), note=not dry_run, told=told,
+    )  # fmt: skip
+    many = len(result.expired) > max(_FEW, _MOST_SHARE * result.checked) and not (yes or dry_run)
+    purged = not (dry_run or many)
+    reports = [] if many else expire(store, result, dry_run=dry_run, pages=found.workspace / "reports")
     if as_json:
-        answer = {**asdict(result), "purged": [asdict(one) for one in reports]}
+        answer = {**asdict(result), "removed": purged, "purged": [asdict(one) for one in reports]}
         print(json.dumps(answer, ensure_ascii=False, default=str))
-        return
-    verb = "would be removed" if dry_run else "removed"
-    print(f"{result.checked} photos looked at, {result.skipped} looked at before, {len(result.expired)} {verb}, "
-          f"{len(result.unknown)} could not be looked at")  # fmt: skip
-    for photo, reason in sorted(result.expired.items()):
-        print(f"  {photo}: {reason}")
-    for photo, reason in sorted(result.unknown.items()):
-        print(f"  {photo}: not known ({reason}), kept")
+    else:
+        verb = "removed" if purged else "would be removed"
+        print(f"{result.checked} photos looked at, {result.skipped} looked at before, {len(result.expired)} {verb}, "
+              f"{len(result.unknown)} could not be looked at")  # fmt: skip
+        for photo, reason in sorted(result.expired.items()):
+            print(f"  {photo}: {reason}")
+        for photo, reason in sorted(result.unknown.items()):
+            print(f"  {photo}: not known ({reason}), kept")
+    if result.stopped:
+        raise DataError(
+            f"stopped early: {result.stopped}", where=str(found.path), hint="is the network there? run it again later"
+        )
+    if many:
+        raise DataError(
+            f"{len(result.expired)} of {result.checked} photos went away at once, so nothing was removed",
+            where=str(found.path), hint="see whether that can be; then run it again with --yes",
+        )  # fmt: skip
 
 
 @app.command()
@@ -142,7 +173,7 @@ def attribution(
     crawl_part(planned)
     told = proofs(planned)
     title = found.table.title or found.name
-    written = write_attribution(told, out, title=title, all_photos=all_photos or out.suffix == ".csv")
+    written = write_attribution(told, out, title=title, all_photos=all_photos or None)
     accepted = sum(one.decision == "accepted" for one in told)
     if as_json:
         print(json.dumps({"out": str(written), "photos": len(told), "accepted": accepted}))

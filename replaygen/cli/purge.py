@@ -1,4 +1,4 @@
-"""The command that takes photos out of the store, with all that was made from them."""
+"""The commands that take photos out of the store, with all that was made from them, and tell which were taken."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import typer
 
 from replaygen.cli.options import Json
 
+Root = Annotated[Path, typer.Option("--cache", help="the store")]
+
 if TYPE_CHECKING:
-    from replaygen.store import PurgeReport
+    from replaygen.store import PurgeReport, Store
 
 
 def purge(
@@ -22,7 +24,14 @@ def purge(
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="kept with the photo's tombstone")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
-    root: Annotated[Path, typer.Option("--cache", help="the store")] = Path("cache"),
+    reports: Annotated[
+        Path | None,
+        typer.Option("--reports", help="a folder of pages, looked through beside ./reports and the store's own"),
+    ] = None,
+    lift: Annotated[
+        str | None, typer.Option("--lift", metavar="PHOTO", help="only remove the tombstone of a photo that is purged")
+    ] = None,
+    root: Root = Path("cache"),
     as_json: Json = False,
 ) -> None:
     """Remove photos and all that was made from them, and see that they never come back.
@@ -32,12 +41,52 @@ def purge(
     from replaygen.cli.cache import _open
 
     store = _open(root, readonly=dry_run)
-    report = store.purge(photo or (), reason, dry_run=dry_run, pages=store.root.parent / "reports")
+    if lift is not None:
+        if photo or reason or dry_run or reports:
+            raise typer.BadParameter("it stands alone, with --cache and --json only", param_hint="--lift")
+        _lift(store, lift, as_json)
+        return
+    report = store.purge(photo or (), reason, dry_run=dry_run, pages=_page_folders(store, reports))
     if as_json:
         print(json.dumps(asdict(report)))
         return
     for line in _lines(report):
         print(line)
+
+
+def tombstones(root: Root = Path("cache"), as_json: Json = False) -> None:
+    """The photos that were purged and may never come back: when, and why."""
+    from replaygen.cli.cache import _open
+    from replaygen.report.text import plain
+
+    found = _open(root, readonly=True).tombstones()
+    if as_json:
+        print(json.dumps({"tombstones": [asdict(one) for one in found.values()]}, ensure_ascii=False))
+        return
+    for one in found.values():
+        state = "" if one.done else " (not purged yet: run `replaygen cache purge`)"
+        print(f"{one.photo:<40} {plain(one.at) or 'not known':<22}{plain(one.reason)}{state}".rstrip())
+
+
+def _page_folders(store: Store, named: Path | None) -> list[Path]:
+    """Where pages may lie: beside the store, in the current folder, and where it was said."""
+    from replaygen.errors import StoreError
+
+    if named is not None and not named.is_dir():
+        raise StoreError("no folder of reports here", where=str(named), hint="give --reports the folder of the pages")
+    own = [store.root.parent / "reports", Path("reports").absolute()]
+    return [*own, named.absolute()] if named is not None else own
+
+
+def _lift(store: Store, photo: str, as_json: bool) -> None:
+    lifted = store.lift(photo)
+    if as_json:
+        print(json.dumps({"lifted": lifted.photo}))
+        return
+    print(f"{lifted.photo} may be fetched again from now on")
+    print(
+        "its slice is made again, the other photos too; a search that was cut down offers it only once it is made anew"
+    )
 
 
 def _lines(report: PurgeReport) -> list[str]:
@@ -46,7 +95,12 @@ def _lines(report: PurgeReport) -> list[str]:
     if not report.photos:
         return ["no photo was named, and no purge is unfinished; name one with --photo"]
     verb = "would delete" if report.dry_run else "deleted"
-    lines = [f"weights that were trained with them: {verb} {slot}" for slot in report.weights]
+    held, buried = ("holds", "would be") if report.dry_run else ("held", "is")
+    lines = [
+        f"nothing in the store {held} {photo}; it {buried} buried all the same, so that it is never taken"
+        for photo in report.unknown
+    ]
+    lines += [f"weights that were trained with them: {verb} {slot}" for slot in report.weights]
     lines += [f"pages that show them, or may: {verb} {page}" for page in report.pages]
     lines.append(
         f"{verb} {len(report.records)} records, {len(report.objects)} objects, unfinished work of "

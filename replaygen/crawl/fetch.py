@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from replaygen.crawl.ingest import Keep, Unfit
 from replaygen.crawl.photos import Candidate
 
 if TYPE_CHECKING:
     from replaygen.crawl.client import Got
-    from replaygen.crawl.ingest import Ingested, Unfit
+    from replaygen.crawl.ingest import Ingested
 
 State = Literal["accepted", "rejected", "failed"]
-Keep = Literal["resized", "verbatim"]
 
 SLACK = 2
 """Pixels by which a photo may differ from its declared size."""
@@ -31,6 +31,8 @@ _MOST_TOGETHER = 1 << 20
 """Photos, and bytes, that go to a decoder in one exchange."""
 _MOST_WAITING = 16 << 20
 """Bytes that may wait to be decoded before downloads wait too."""
+_BY_SETTINGS = frozenset({"bad-address", "private-address", "too-large", "tls"})
+"""Refusals that hang on `[run.crawl]`, on the environment or on this machine: another time they may be none."""
 _PATIENCE = 0.02
 """Seconds after which a decoder takes what there is, be it less than a batch."""
 
@@ -56,11 +58,12 @@ class Decodes(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """max_side, min_side: pixels, see `crawl.ingest`; keep: "resized" or "verbatim"."""
+    """max_side, min_side, keep: see `crawl.ingest`; buried: sha256 of the raw bytes of purged photos."""
 
     max_side: int | None
     min_side: int
     keep: Keep
+    buried: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class _Line:
                 return False
             place = self._next
             self._next += 1
-        got = _fetch(place, self._candidates[place], self._downloads, self._confirm)
+        got = _fetch(place, self._candidates[place], self._downloads, self._confirm, self._rules.buried)
         with self._change:
             self._downloading -= 1
             if isinstance(got, Taken):
@@ -205,7 +208,9 @@ class _Line:
         return True
 
 
-def _fetch(place: int, candidate: Candidate, downloads: Downloads, confirm: Confirm | None) -> _Raw | Taken:
+def _fetch(
+    place: int, candidate: Candidate, downloads: Downloads, confirm: Confirm | None, buried: frozenset[str]
+) -> _Raw | Taken:
     from replaygen.crawl.client import Refused
 
     proof: dict[str, Any] = {"fetched_at": _now()}
@@ -216,19 +221,20 @@ def _fetch(place: int, candidate: Candidate, downloads: Downloads, confirm: Conf
     except Refused as refused:
         if refused.headers:
             proof["headers"] = refused.headers
-        return Taken(candidate, "failed" if refused.transient else "rejected", refused.reason, proof=proof)
+        again = refused.transient or refused.reason in _BY_SETTINGS
+        return Taken(candidate, "failed" if again else "rejected", refused.reason, proof=proof)
     sha256 = hashlib.sha256(got.data).hexdigest()
     proof |= {
         "status": got.status, "final_url": got.url, "headers": got.headers, "requests": got.requests, "sha256": sha256,
     }  # fmt: skip
     if candidate.sha256 is not None and candidate.sha256 != sha256:
         return Taken(candidate, "rejected", "other-bytes", proof=proof)
+    if sha256 in buried:
+        return Taken(candidate, "rejected", "tombstoned", proof=proof)
     return _Raw(place, candidate, got.data, proof)
 
 
 def _judged(raw: _Raw, answer: Ingested | Unfit) -> Taken:
-    from replaygen.crawl.ingest import Unfit
-
     if isinstance(answer, Unfit):  # a decoder that ran out of time may have been on a busy machine
         state: State = "failed" if answer.reason == "decoder-timeout" else "rejected"
         return Taken(raw.candidate, state, answer.reason, proof=raw.proof)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.crawl.licences import allowed_licences
 from replaygen.crawl.specs import CrawlSpec, FlickrQuery, WebSpec
-from replaygen.errors import DataError
+from replaygen.errors import DataError, StoreError
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.urls import list_digest
 from replaygen.stages.crawl import FetchStage, FlickrSearchStage, UrlListStage
@@ -46,7 +46,10 @@ class Purged:
         record = self._store.get(search) if self._store is not None else None
         if record is None or self._store is None:
             return []
-        told = json.loads(self._store.read(record.output("candidates.json").digest))
+        try:
+            told = json.loads(self._store.read(record.output("candidates.json").digest))
+        except StoreError:  # damaged: the search runs again, and refuses what was purged by itself
+            return []
         return [str(one["photo"]) for one in told["candidates"]]
 
 

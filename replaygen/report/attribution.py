@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from replaygen.errors import ReplaygenError
 from replaygen.report.files import check_folder, write_text
 from replaygen.report.text import cut, plain, plural, stripped
-from replaygen.runs.proof import Proof
+from replaygen.runs.proof import Proof, licence_told
 
 FLICKR_NOTICE = "This product uses the Flickr API but is not endorsed or certified by SmugMug, Inc."
 """What the terms of the Flickr API ask to say wherever photos found through it are used."""
@@ -78,7 +78,7 @@ def as_csv(proofs: Iterable[Proof]) -> str:
     rows = csv.writer(written, lineterminator="\n")
     rows.writerow(field.name for field in fields(Proof))
     for proof in proofs:
-        rows.writerow(plain(value) for value in asdict(proof).values())
+        rows.writerow(plain(value or "") for value in asdict(proof).values())
     return written.getvalue()
 
 
@@ -101,7 +101,7 @@ def _preface(proofs: Sequence[Proof]) -> list[str]:
         f"{plural(len(proofs), 'photo')}, {plural(owners, 'owner')} named. Changes were made where it says so. "
         f"Licences: {told}. The owners endorse neither this work nor its use."
     ]
-    ids = {proof.licence for proof in proofs if proof.decision == "accepted"}
+    ids = {one for proof in proofs if proof.decision == "accepted" for one in (proof.licence, proof.licence_now or "")}
     if any("-sa-" in licence for licence in ids):
         lines += ["", "What is made of share-alike photos, the changed images included, stays under their licence."]
     if any("-nc-" in licence for licence in ids):
@@ -119,16 +119,26 @@ def _credit(proof: Proof) -> str:
     title = escaped(cut(proof.title)) or UNTITLED
     page = link(proof.page) or link(proof.url)
     owner = escaped(cut(proof.owner)) or NOBODY
-    licence = escaped(proof.licence_name) or "licence not known"
     parts = [
-        f"“{title}” by {_linked(owner, proof.owner_page)}, {_linked(licence, proof.licence_url)}",
+        f"“{title}” by {_linked(owner, proof.owner_page)}, {_licences(proof)}",
         _linked(photo, page),
     ]
     if proof.changes:
         parts.append("not changed" if proof.changes == "none" else proof.changes)
     if proof.decision != "accepted":
         parts.append(f"{proof.decision}: {escaped(proof.reason)}")
+    elif proof.reason:
+        parts.append(escaped(proof.reason))
     return "; ".join(parts)
+
+
+def _licences(proof: Proof) -> str:
+    """The licence that a photo was fetched under, and beside it the one that it has now, where that is another."""
+    told = _linked(escaped(proof.licence_name) or "licence not known", proof.licence_url)
+    if not proof.licence_now:
+        return told
+    name, address = licence_told(proof.licence_now)
+    return f"fetched under {told}, now {_linked(escaped(name), address)}"
 
 
 def _linked(text: str, address: str) -> str:
@@ -234,7 +244,7 @@ def _classes(proofs: Sequence[Proof]) -> Iterable[ClassLine]:
     for proof in proofs:
         groups.setdefault((proof.class_name, proof.source), []).append(proof)
     for (name, source), group in groups.items():
-        reasons = Counter(proof.reason for proof in group if proof.reason)
+        reasons = Counter(proof.reason for proof in group if proof.reason and proof.decision != "accepted")
         yield ClassLine(name, source, len(group), dict(Counter(proof.decision for proof in group)),
                         tuple(reasons.most_common()))  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,10 @@ CRAWL_STAGES = frozenset({"flickr-search", "url-list", "fetch", "looks", "looks-
 
 _TOGETHER = 50
 """Checked photos that are written down at once."""
+_ENOUGH = 10
+"""Photos in a row that nobody can tell about, after which the rest is left for another day."""
+_SURE = frozenset({"gone", "opted-out"})
+"""Refusals of a web server that say something about the photo, and not about us, the server or today."""
 
 
 def crawl_part(plan: Plan) -> Plan:
@@ -74,108 +78,150 @@ class Revalidation:
     Attributes:
         expired: photo -> why it may no longer be kept.
         unknown: photo -> why nobody could tell; kept, to be asked again.
+        stopped: why it ended early, empty where it did not.
     """
 
     checked: int = 0
     skipped: int = 0
     expired: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A photo in the store: where it came from, what is allowed, and when it was last looked at."""
+    """A photo in the store: where it came from, what all sources that have it allow, when it was last seen good."""
 
     photo: str
     source: str
     url: str
     licences: frozenset[str]
+    opt_out: bool
     seen_at: str
 
 
+class _Unknown(Exception):
+    """Nobody can tell about a photo now."""
+
+
 def revalidate(
-    plan: Plan, *, api: Callable[[], FlickrApi], downloader: Callable[[], Downloader], older_than: timedelta,
-    now: datetime | None = None, told: Callable[[Revalidation], None] = lambda result: None,
+    plan: Plan, *, api: Callable[[], FlickrApi], downloader: Callable[[bool], Downloader], older_than: timedelta,
+    note: bool = True, now: datetime | None = None, told: Callable[[Revalidation], None] = lambda result: None,
 ) -> Revalidation:  # fmt: skip
     """Ask again whether every photo of a plan is still visible, under an allowed licence, and not opted out.
 
-    What was found is written down as it goes, so that an interrupted revalidation goes on where it stopped. Nothing is
-    removed here; see `Store.purge`.
+    Only what is sure expires a photo: its page is gone or private, its licence is another one that is not allowed, its
+    server says that it is gone or reserved. Photos that are still good are written down as it goes, so that an
+    interrupted revalidation goes on where it stopped; the others are asked about until they are purged. Nothing is
+    removed here; see `expire`.
 
     Args:
-        api, downloader: made when the first photo of their kind comes.
-        older_than: photos that were looked at more recently are left alone.
+        api, downloader: made when the first photo of their kind comes; a downloader for `opt_out`.
+        older_than: photos that were found good more recently are left alone.
+        note: write down what is still good.
         now: the time, for tests.
         told: is called now and then with what was found so far.
+
+    Raises:
+        ApiFault: the key or the account is refused.
     """
-    store, result, rows = plan.store, Revalidation(), {}
+    store, result, rows, in_a_row = plan.store, Revalidation(), {}, 0
     at = now or datetime.now(UTC)
-    for kept in _kept(plan):
+    for kept in _kept(plan).values():
         if datetime.fromisoformat(kept.seen_at) > at - older_than:
             result.skipped += 1
             continue
-        licence, reason, sure = _look(kept, api, downloader)
-        if not sure:
-            result.unknown[kept.photo] = reason
+        try:
+            licence, reason = _look(kept, api, downloader)
+        except _Unknown as unknown:
+            result.unknown[kept.photo] = str(unknown)
+            in_a_row += 1
+            if in_a_row == _ENOUGH:
+                result.stopped = f"{_ENOUGH} photos in a row could not be looked at ({unknown})"
+                break
             continue
+        in_a_row = 0
         result.checked += 1
         if reason:
             result.expired[kept.photo] = reason
-        rows[kept.photo] = {"at": _iso(at), "licence": licence, "visible": not reason}
+        else:
+            rows[kept.photo] = {"at": _iso(at), "licence": licence, "visible": True}
         if len(rows) >= _TOGETHER:
-            store.note_checked(rows)
-            rows = {}
+            _note(store, rows, note)
             told(result)
-    store.note_checked(rows)
+    _note(store, rows, note)
     return result
 
 
-def _look(
-    kept: Kept, api: Callable[[], FlickrApi], downloader: Callable[[], Downloader]
-) -> tuple[str | None, str, bool]:
-    """(licence now, why the photo may not be kept or "", whether that is sure)."""
-    if kept.source == "flickr":
-        from replaygen.sources.flickr import ApiFault
+def _note(store: Store, rows: dict[str, dict[str, Any]], note: bool) -> None:
+    if note and rows:
+        store.note_checked(rows)
+    rows.clear()
 
-        try:
-            info = api().info(kept.photo.removeprefix("flickr-"))
-        except ApiFault as fault:
-            if not fault.transient:
-                raise
-            return None, fault.what, False
-        if not info.visible:
-            return info.licence, "no longer visible", True
-        if info.licence not in kept.licences:
-            return info.licence, f"its licence is now {info.licence or 'unknown'}", True
-        return info.licence, "", True
+
+def _look(kept: Kept, api: Callable[[], FlickrApi], downloader: Callable[[bool], Downloader]) -> tuple[str | None, str]:
+    """(licence now, why the photo may not be kept or "")."""
+    if kept.source == "flickr":
+        return _ask(kept, api())
     from replaygen.crawl.client import Refused
 
+    fetching = downloader(kept.opt_out)
     try:
-        downloader().head(kept.url)
+        try:
+            fetching.head(kept.url)
+        except Refused as refused:
+            if refused.reason not in ("not-served", "unexpected-status", "server-error"):
+                raise
+            fetching.get(kept.url)  # some servers answer nothing but GET
     except Refused as refused:
-        return None, refused.reason, not refused.transient
-    return None, "", True
+        if refused.reason in _SURE:
+            return None, refused.reason
+        raise _Unknown(refused.reason) from None
+    return None, ""
 
 
-def _kept(plan: Plan) -> Iterator[Kept]:
-    """Every photo of a plan's fetches once."""
+def _ask(kept: Kept, api: FlickrApi) -> tuple[str | None, str]:
+    from replaygen.sources.flickr import ApiFault
+
+    try:
+        info = api.info(kept.photo.removeprefix("flickr-"))
+    except ApiFault as fault:
+        if fault.refuses_us:
+            raise
+        raise _Unknown(fault.what) from None
+    if info.visible is None:
+        raise _Unknown("its visibility is not told")
+    if not info.visible:
+        return info.licence, "no longer visible"
+    if info.licence is None:
+        raise _Unknown("its licence is not told, or not known")
+    return info.licence, "" if info.licence in kept.licences else f"its licence is now {info.licence}"
+
+
+def _kept(plan: Plan) -> dict[str, Kept]:
+    """Every photo of a plan's fetches once, with what all of them allow."""
     from replaygen.store import Shard
 
-    store, told = plan.store, set()
+    store, kept = plan.store, dict[str, Kept]()
     checked = store.checked()
     for key, task in plan.tasks.items():
         record = store.get(key) if task.stage == "fetch" else None
         if record is None:
             continue
-        shard = Shard(*(store.read(record.output(name).digest) for name in ("images.tar", "images.index.json")))
+        tar, index = (record.output(name).digest for name in ("images.tar", "images.index.json"))
+        shard = Shard(store.open_object(tar), store.read(index))
+        licences, opt_out = frozenset(task.params["licences"]), bool(task.params["opt_out"])
         for sample in shard.ids:
             about = json.loads(shard.read(sample, "json"))
             photo = str(about["photo"])
-            if photo in told:
+            before = kept.get(photo)
+            if before is not None:
+                kept[photo] = replace(before, licences=before.licences & licences, opt_out=before.opt_out or opt_out)
                 continue
-            told.add(photo)
-            seen = checked.get(photo, {}).get("at") or record.provenance["photos"][photo]["fetched_at"]
-            yield Kept(photo, about["source"], about["url"], frozenset(task.params["licences"]), seen)
+            row = checked.get(photo, {})
+            seen = row["at"] if row.get("visible") else record.provenance["photos"][photo]["fetched_at"]
+            kept[photo] = Kept(photo, about["source"], about["url"], licences, opt_out, seen)
+    return kept
 
 
 def expire(store: Store, result: Revalidation, **options: Any) -> list[Any]:

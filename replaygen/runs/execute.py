@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -148,7 +148,7 @@ def _threads(wanted: int | None) -> Iterator[None]:
 @lru_cache(maxsize=2)
 def environment(heavy: bool) -> dict[str, Any]:
     """What the numbers may depend on beside the key: device, versions, CPU capability."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
     from importlib.util import find_spec
 
     import numpy as np
@@ -160,6 +160,14 @@ def environment(heavy: bool) -> dict[str, Any]:
         "pillow": version("pillow"),
         "machine": platform.machine(),
     }
+    for package, module in (
+        ("simplejpeg", "simplejpeg"),
+        ("opencv-python-headless", "cv2"),
+        ("ImageHash", "imagehash"),
+    ):
+        with suppress(PackageNotFoundError):  # OpenCV has other names too
+            if find_spec(module) is not None:
+                told[package] = version(package)
     if heavy:
         import torch
 

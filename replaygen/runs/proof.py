@@ -31,14 +31,16 @@ class Proof:
         sample: its id in shards.
         page: where people look at it; url: where its bytes were.
         licence: the id in `crawl.licences`; licence_name, licence_url: as people write it, and where its text stands.
+        licence_now: the id of the licence that it had when it was last looked at, None where that is the same.
         fetched_at: when its bytes were asked for, ISO 8601, UTC.
         revalidated_at: when licence and visibility were last looked at.
         sha256_raw: of the bytes as they came; sha256_derived: of the image that was made of them.
         opt_out: what the server said of use by machines: "x-robots-tag: noai; tdm-reservation: 1".
         decision: one of `DECISIONS`; "accepted" only where the photo is in a replay set, as far as it was built.
-        reason: a kebab-case word, for all but accepted and purged photos.
+        reason: a kebab-case word, for all but accepted and purged photos; of an accepted one only "no longer visible".
         of: the sample or the evaluation image that it is too near to.
-        changes: what was done to the image: "none", "metadata removed", "resized and re-encoded".
+        changes: what was done to the image: "none", "metadata removed", "resized and re-encoded"; "" where none was
+            made.
     """
 
     photo: str
@@ -53,6 +55,7 @@ class Proof:
     licence: str = ""
     licence_name: str = ""
     licence_url: str = ""
+    licence_now: str | None = None
     fetched_at: str = ""
     revalidated_at: str = ""
     sha256_raw: str = ""
@@ -83,6 +86,7 @@ class Word:
 
 
 ACCEPTED: Final = Word("accepted")
+HIDDEN: Final = "no longer visible"
 
 
 def proofs(plan: Planned) -> list[Proof]:
@@ -171,7 +175,10 @@ class _Reader:
             else:
                 word = refused.get(photo, Word("not-fetched", "not-recorded"))
             known = {**by_photo.get(photo, {"photo": photo}), **{k: v for k, v in about.items() if v is not None}}
-            yield self._proof(known, seen.get(photo, {}), str(fetch.params["class_name"]), source, word,
+            proof = seen.get(photo, {})
+            # the digest that a list declares is not what came
+            known["sha256"] = _text(proof, "sha256") or _text(about, "sha256")
+            yield self._proof(known, proof, str(fetch.params["class_name"]), source, word,
                               sample=sample, keep=str(fetch.params.get("keep", "")))  # fmt: skip
 
     def _proof(
@@ -185,17 +192,21 @@ class _Reader:
             return Proof(photo, source, class_name, decision="purged")
         name, address = licence_told(_text(known, "licence"), _text(known, "licence_url"))
         fetched = word.decision != "not-fetched"
-        raw, derived = _text(known, "sha256") if sample else "", _text(seen, "derived_sha256")
+        raw, derived = _text(known, "sha256") if seen or sample else "", _text(seen, "derived_sha256")
+        checked = self.checked.get(photo, {})
+        now = _text(checked, "licence")
+        hidden = word == ACCEPTED and checked.get("visible") is False
         return Proof(
             photo, source, class_name, sample=sample or sample_of(class_name, photo),
             owner=_text(known, "owner"), owner_page=_text(known, "owner_page"), title=_text(known, "title"),
             page=_text(known, "page"), url=_text(known, "url"),
             licence=_text(known, "licence"), licence_name=name, licence_url=address,
+            licence_now=now if now and now != _text(known, "licence") else None,
             fetched_at=_text(seen, "fetched_at") if fetched else "",
-            revalidated_at=_text(self.checked.get(photo, {}), "at"),
+            revalidated_at=_text(checked, "at"),
             sha256_raw=raw, sha256_derived=derived, opt_out=_opt_out(seen.get("headers", {})),
-            decision=word.decision, reason=word.reason, of=word.of,
-            changes=_changes(keep, raw, derived) if sample else "",
+            decision=word.decision, reason=HIDDEN if hidden else word.reason, of=word.of,
+            changes=_changes(keep, raw, derived) if sample or derived else "",
         )  # fmt: skip
 
     # what became of a sample

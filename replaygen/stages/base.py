@@ -108,6 +108,10 @@ class Inputs:
         """The ids of the photos that were purged from this store and may never come back."""
         return frozenset(self._store.tombstones())
 
+    def buried_bytes(self) -> frozenset[str]:
+        """The sha256 of the raw bytes of those photos, as far as known: the same file at another address is one too."""
+        return self._store.buried_bytes()
+
     def open_object(self, digest: str) -> Path:
         """The path of an object that was found right, for reading parts of it."""
         return self._store.open_object(digest)
@@ -123,6 +127,7 @@ class Out:
         self._accepted = 0
         self._rejected: list[dict[str, Any]] = []
         self._failed: list[dict[str, Any]] = []
+        self._unnamed: Counter[str] = Counter()
         self.provenance: dict[str, Any] = {}
 
     def put(self, name: str, data: bytes, samples: int = 0) -> None:
@@ -149,6 +154,10 @@ class Out:
         """Count a sample that was looked at and refused, with its named reason."""
         self._rejected.append({"id": sample, "reason": reason, **scores})
 
+    def reject_unnamed(self, reason: str, count: int) -> None:
+        """Count samples that were refused, where they are too many to be named."""
+        self._unnamed[reason] += count
+
     def fail(self, sample: str, reason: str) -> None:
         """Count a sample that could not be looked at (unreadable, gone)."""
         self._failed.append({"id": sample, "reason": reason})
@@ -168,9 +177,9 @@ class Out:
         if self._rejected or self._failed:
             self.put_json("refused.json", {"rejected": self._rejected, "failed": self._failed})
         task = self._task
-        rejected = Counter(item["reason"] for item in self._rejected)
+        rejected = Counter(item["reason"] for item in self._rejected) + self._unnamed
         failed = Counter(item["reason"] for item in self._failed)
-        requested = self._accepted + len(self._rejected) + len(self._failed)
+        requested = self._accepted + rejected.total() + failed.total()
         return Record(
             key=task.key, stage=task.stage, version=task.version, params=task.params, seed=task.seed,
             inputs=task.inputs, slot=task.slot, outputs=tuple(self._outputs),

@@ -44,7 +44,12 @@ class FlickrSearchStage(Stage[FlickrSearchParams]):
 
     name = "flickr-search"
     version = 1
-    modules = ("replaygen.sources.flickr_search", "replaygen.crawl.licences", "replaygen.crawl.photos")
+    modules = (
+        "replaygen.sources.flickr_search",
+        "replaygen.sources.flickr",
+        "replaygen.crawl.licences",
+        "replaygen.crawl.photos",
+    )
     seconds_per_sample = 0.01
     bytes_per_sample = 500
     Params = FlickrSearchParams
@@ -93,7 +98,12 @@ class UrlListStage(Stage[UrlListParams]):
 
     name = "url-list"
     version = 1
-    modules = ("replaygen.sources.urls", "replaygen.crawl.licences", "replaygen.crawl.photos")
+    modules = (
+        "replaygen.sources.urls",
+        "replaygen.sources.url_lists",
+        "replaygen.crawl.licences",
+        "replaygen.crawl.photos",
+    )
     seconds_per_sample = 0.0001
     bytes_per_sample = 300
     Params = UrlListParams
@@ -127,6 +137,8 @@ def _offer(found: Found, out: Out) -> None:
     out.accept(len(found.candidates))
     for photo, reason in found.rejected:
         out.reject(photo, reason)
+    for reason, count in found.unnamed.items():
+        out.reject_unnamed(reason, count)
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,15 @@ class FetchStage(Stage[FetchParams]):
 
     name = "fetch"
     version = 1
-    modules = ("replaygen.crawl.fetch", "replaygen.crawl.ingest", "replaygen.crawl.formats", "replaygen.crawl.photos")
+    modules = (
+        "replaygen.crawl.fetch",
+        "replaygen.crawl.client",
+        "replaygen.crawl.replies",
+        "replaygen.crawl.ingest",
+        "replaygen.crawl.formats",
+        "replaygen.crawl.licences",
+        "replaygen.crawl.photos",
+    )
     seconds_per_sample = 0.05
     bytes_per_sample = 25_000
     Params = FetchParams
@@ -181,12 +201,12 @@ class FetchStage(Stage[FetchParams]):
         missing = [one for one in asked if one.photo not in had]
         for one in [one for one in missing if one.photo in buried]:
             out.reject(one.photo, "tombstoned")
-        with crawler(inputs.where, opt_out=params.opt_out, robots=params.robots) as (downloader, decoders, threads):
-            taken = take_all(
-                [one for one in missing if one.photo not in buried], downloader, decoders,
-                Rules(params.max_side, params.min_side, params.keep), threads=threads,
-                confirm=_confirm(params, inputs.where, flickr_api) if params.confirm else None,
-            )  # fmt: skip
+        downloader, decoders, threads = crawler(inputs.where, opt_out=params.opt_out, robots=params.robots)
+        taken = take_all(
+            [one for one in missing if one.photo not in buried], downloader, decoders,
+            Rules(params.max_side, params.min_side, params.keep, inputs.buried_bytes()), threads=threads,
+            confirm=_confirm(params, inputs.where, flickr_api) if params.confirm else None,
+        )  # fmt: skip
         for done in taken:
             photo = done.candidate.photo
             photos[photo] = done.proof
@@ -218,11 +238,21 @@ def _members(taken: Taken, params: FetchParams) -> dict[str, bytes]:
 
 
 def _confirm(params: FetchParams, where: Mapping[str, Any], api_of: Any) -> Confirm:
-    """Ask Flickr for a photo's own licence and visibility, now."""
+    """Ask Flickr for a photo's own licence and visibility, now. Refused where it cannot tell of this photo."""
+    from replaygen.crawl.client import Refused
+    from replaygen.sources.flickr import ApiFault
+
     api = api_of(where)
 
     def ask(one: Candidate) -> str | None:
-        info = api.info(one.photo.removeprefix("flickr-"))
+        try:
+            info = api.info(one.photo.removeprefix("flickr-"))
+        except ApiFault as fault:
+            if fault.refuses_us:
+                raise
+            raise Refused("api-fault", fault.what, transient=True) from None
+        if info.visible is None or (info.visible and info.licence is None):
+            raise Refused("api-fault", "the answer does not tell licence or visibility", transient=True)
         if not info.visible:
             return "gone"
         return None if info.licence in params.licences else "licence-not-allowed"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,23 @@ if TYPE_CHECKING:
     from replaygen.sources.flickr import FlickrApi
 
 
-@contextmanager
-def crawler(where: Mapping[str, Any], *, opt_out: bool, robots: bool) -> Iterator[tuple[Downloader, Decoders, int]]:
-    """The process's downloader and decoders for a recipe's `[run.crawl]`, and how many threads may use them."""
+def crawler(where: Mapping[str, Any], *, opt_out: bool, robots: bool) -> tuple[Downloader, Decoders, int]:
+    """The process's downloader and decoders for a recipe's `[run.crawl]`, and how many threads may use them.
+
+    With several workers each takes its part of the connections and of the cores.
+    """
+    threads = max(1, _how(where).connections // max(1, int(where.get("workers", 0))))
+    return downloader_of(where, opt_out=opt_out, robots=robots), _decoders(int(where.get("workers", 0))), threads
+
+
+def downloader_of(where: Mapping[str, Any], *, opt_out: bool, robots: bool = False) -> Downloader:
+    """The process's downloader; one for each way to ask."""
     from replaygen.crawl.client import crawl_environment
 
     state, agent, allow = crawl_environment()
     how = _how(where)
-    downloader = _downloader(how.model_dump_json(), str(state), agent, opt_out, robots, allow)
-    yield downloader, _decoders(int(where.get("workers", 0))), how.connections
+    part = how.model_copy(update={"connections": max(1, how.connections // max(1, int(where.get("workers", 0))))})
+    return _downloader(part.model_dump_json(), str(state), agent, opt_out, robots, allow)
 
 
 def flickr_api(where: Mapping[str, Any]) -> FlickrApi:

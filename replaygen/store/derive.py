@@ -39,15 +39,21 @@ class Slice:
 
     Attributes:
         asked: (params, provenance) -> the photos that a task was asked for, as far as it tells, and the file of each.
+        raw: (params, provenance) -> the sha256 of each photo's bytes as they came, where it is told.
         without: (params, photos) -> the parameters of the same task once these photos are buried.
     """
 
     asked: Callable[[Params, Mapping[str, Any]], dict[str, str]]
+    raw: Callable[[Params, Mapping[str, Any]], dict[str, str]]
     without: Callable[[Params, Collection[str]], Params]
 
 
 def _fetched(params: Params, provenance: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys(provenance.get("photos", ()), "")
+
+
+def _fetched_bytes(params: Params, provenance: Mapping[str, Any]) -> dict[str, str]:
+    return {photo: proof["sha256"] for photo, proof in provenance.get("photos", {}).items() if "sha256" in proof}
 
 
 def _fetch_without(params: Params, gone: Collection[str]) -> Params:
@@ -62,11 +68,18 @@ def _of_folder(params: Params, provenance: Mapping[str, Any]) -> dict[str, str]:
     return {_folder_sample(params, sha256): name for name, sha256 in params["files"]}
 
 
+def _folder_bytes(params: Params, provenance: Mapping[str, Any]) -> dict[str, str]:
+    return {_folder_sample(params, sha256): sha256 for _, sha256 in params["files"]}
+
+
 def _folder_without(params: Params, gone: Collection[str]) -> Params:
     return {**params, "files": [file for file in params["files"] if _folder_sample(params, file[1]) not in gone]}
 
 
-SLICES = {"fetch": Slice(_fetched, _fetch_without), "photos": Slice(_of_folder, _folder_without)}
+SLICES = {
+    "fetch": Slice(_fetched, _fetched_bytes, _fetch_without),
+    "photos": Slice(_of_folder, _folder_bytes, _folder_without),
+}
 
 
 @dataclass(frozen=True)

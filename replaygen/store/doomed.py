@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from sys import intern
+from typing import Any
 
 from replaygen.errors import DataError, StoreError
 from replaygen.store.derive import CANDIDATES, IMAGES, INDEX, SLICES, holds, offered
+from replaygen.store.keys import is_digest
 from replaygen.store.objects import Objects, log
 from replaygen.store.records import Glance
 from replaygen.store.shards import Shard
@@ -35,6 +37,8 @@ class Found:
         slices: key of a fetch -> its search, the places of its candidates, and the photos that it leaves out.
         sliced: records that say themselves which photos they hold; files: names of photos of folders that go.
         weights: key -> slot of each record with trained weights.
+        mentioned: the photos that any record or search names, those that a search refused included.
+        raw: photo -> the sha256 of its bytes as they came, by whatever held it.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
@@ -48,6 +52,13 @@ class Found:
     searches: dict[str, list[str]] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     weights: dict[str, str] = field(default_factory=dict)
+    mentioned: set[str] = field(default_factory=set)
+    raw: dict[str, set[str]] = field(default_factory=dict)
+
+    def note_bytes(self, photo: str, sha256: Any) -> None:
+        """Keep what a photo's raw bytes were, where that is a sha256."""
+        if isinstance(sha256, str) and is_digest(sha256):
+            self.raw.setdefault(photo, set()).add(sha256)
 
     def readers(self, key: str) -> list[str]:
         """The records that have this key among their inputs."""
@@ -133,24 +144,30 @@ def _take(found: Found, seen: Glance, held: dict[str, str], objects: Objects, ph
     if any(name.endswith(".safetensors") and not name.startswith("features") for name in held):
         found.weights[key] = str(made["slot"]) or key[:16]
     if CANDIDATES in held:
-        found.searches[key] = _offered(held[CANDIDATES], objects)
+        found.searches[key], refused = _offered(held[CANDIDATES], objects)
+        found.mentioned |= photos_in([*found.searches[key], *refused], photos)
         return
     gone: set[str] = set()
     if stage in SLICES:
         found.sliced.add(key)
         asked = _asked(stage, seen)
         gone |= photos_in(asked, photos)
+        found.mentioned |= photos_in(params.get("without", ()), photos)
+        for photo, sha256 in _raw(stage, seen).items():
+            if photo in photos:
+                found.note_bytes(photo, sha256)
         found.files.update(file for photo, file in asked.items() if photo in gone and file)
         if stage == "fetch" and {"slice", "size", "without"} <= set(params) and found.inputs[key]:
             start = int(params["slice"]) * int(params["size"])
             found.slices[key] = (found.inputs[key][0], start, start + int(params["size"]), frozenset(params["without"]))
     if INDEX in held:
-        listed = _in_shard(held, objects, photos)
+        listed = _in_shard(held, objects, photos, found)
         if listed is None and stage not in SLICES:
             found.unknown.add(key)
         gone |= listed or set()
     if gone:
         found.gone[key] = gone
+        found.mentioned |= gone
 
 
 def _asked(stage: str, seen: Glance) -> dict[str, str]:
@@ -160,14 +177,27 @@ def _asked(stage: str, seen: Glance) -> dict[str, str]:
         return {}
 
 
-def _offered(digest: str, objects: Objects) -> list[str]:
+def _raw(stage: str, seen: Glance) -> dict[str, str]:
     try:
-        return offered(json.loads(objects.read(digest)))
+        return SLICES[stage].raw(seen.task["params"], seen.made["provenance"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _offered(digest: str, objects: Objects) -> tuple[list[str], list[str]]:
+    """The ids of a search's candidates, and of what it refused."""
+    try:
+        told = json.loads(objects.read(digest))
+        candidates = offered(told)
     except (StoreError, ValueError):
-        return []
+        return [], []
+    try:
+        return candidates, [str(one["id"]) for one in told["rejected"]]
+    except (KeyError, TypeError):
+        return candidates, []
 
 
-def _in_shard(held: dict[str, str], objects: Objects, photos: Collection[str]) -> set[str] | None:
+def _in_shard(held: dict[str, str], objects: Objects, photos: Collection[str], told: Found) -> set[str] | None:
     """The photos that an image shard holds, by its side-cars; None where nobody can tell any more."""
     try:
         index: bytes | None = objects.read(held[INDEX])
@@ -183,8 +213,12 @@ def _in_shard(held: dict[str, str], objects: Objects, photos: Collection[str]) -
     found: set[str] = set()
     for sample, named in matching.items():
         try:
-            found |= holds(sample, Shard(objects.path(held[IMAGES]), index).read(sample, "json"), photos)
-        except (DataError, ValueError, KeyError):
+            about = Shard(objects.path(held[IMAGES]), index).read(sample, "json")
+            here = holds(sample, about, photos)
+            found |= here
+            for photo in photos_in({*here, sample}, photos):
+                told.note_bytes(photo, dict(json.loads(about)).get("sha256"))
+        except (DataError, ValueError, KeyError, TypeError):
             found |= named
     return found
 

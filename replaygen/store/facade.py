@@ -206,6 +206,19 @@ class Store:
         self._writable("bury a photo")
         self._tombstones.bury(photos, reason)
 
+    def buried_bytes(self) -> frozenset[str]:
+        """The sha256 of the raw bytes of buried photos, as far as known: the same file has other addresses too."""
+        return frozenset(sha256 for tombstone in self.tombstones().values() for sha256 in tombstone.sha256)
+
+    def lift(self, photo: str) -> Tombstone:
+        """Remove the tombstone of a purged photo, durably: it may be taken again from now on. Tells what it said.
+
+        Raises:
+            StoreError: it has none, or is not purged yet.
+        """
+        self._writable("lift a tombstone")
+        return self._tombstones.lift(photo)
+
     def checked(self) -> dict[str, dict[str, Any]]:
         """Photo id -> {"at": ISO 8601 UTC, "licence": id or None, "visible": bool}, as last looked after."""
         return self._checked.all()
@@ -216,8 +229,9 @@ class Store:
         self._checked.note(rows)
 
     def purge(
-        self, photos: Iterable[str] = (), reason: str = "", *, dry_run: bool = False, pages: Path | None = None
-    ) -> PurgeReport:
+        self, photos: Iterable[str] = (), reason: str = "", *, dry_run: bool = False,
+        pages: Path | Iterable[Path] | None = None,
+    ) -> PurgeReport:  # fmt: skip
         """Bury photos, and remove them with all that was made from them, or with `dry_run` only tell.
 
         Without photos it finishes what an interrupted purge, or `bury`, left. The other photos of a slice are kept
@@ -226,14 +240,15 @@ class Store:
         Args:
             photos: photo ids ("flickr-53412", "web-<20 hex>") or sample ids ("cow-flickr-53412", "cow-<16 hex>").
             reason: kept in the tombstone.
-            pages: a folder of reports; those that show, or may show, a photo are deleted.
+            pages: a folder of reports, or several; those that show, or may show, a photo are deleted.
 
         Raises:
             StoreError: an odd name, or a run is using the store; nothing was changed.
         """
         if not dry_run:
             self._writable("purge")
-        return Purger(self._layout, pages=pages, dry_run=dry_run).run(photos, reason)
+        folders = [pages] if isinstance(pages, Path) else list(pages or ())
+        return Purger(self._layout, pages=folders, dry_run=dry_run).run(photos, reason)
 
     # the whole store
 

@@ -50,6 +50,7 @@ class PurgeReport:
         quarantine: damaged files, all of them: they may hold a photo.
         derived: keys under which slices stand without the photos, so that nobody is asked for the others again.
         searches: keys of searches whose lists keep nothing of the photos but their ids.
+        unknown: photos that were asked for, and that no record, search or tombstone names.
         bytes: what all that is gone held.
     """
 
@@ -63,6 +64,7 @@ class PurgeReport:
     quarantine: tuple[str, ...]
     derived: tuple[str, ...]
     searches: tuple[str, ...]
+    unknown: tuple[str, ...]
     bytes: int
 
 
@@ -106,15 +108,15 @@ class Purger:
 
     Args:
         layout: the store.
-        pages: the folder of reports beside it, if there is one.
+        pages: folders of reports; those that are not there are passed over.
         dry_run: change nothing.
     """
 
-    def __init__(self, layout: Layout, *, pages: Path | None, dry_run: bool) -> None:
+    def __init__(self, layout: Layout, *, pages: Iterable[Path], dry_run: bool) -> None:
         inside = _Inside(layout)
         index = VerifiedIndex(layout.verified, layout.tmp, readonly=dry_run)
         self._layout = layout
-        self._pages = pages
+        self._pages = list({os.path.realpath(folder): folder for folder in pages}.values())
         self._dry_run = dry_run
         self._locks = Locks(layout)
         self._objects = Objects(layout, index, readonly=dry_run)
@@ -126,18 +128,20 @@ class Purger:
     def run(self, photos: Iterable[str], reason: str) -> PurgeReport:
         """Purge; see `Store.purge`."""
         named = photos_of(photos)
+        new = {photo for photo in named if not os.path.lexists(self._tombstones.path(photo))}
         with fsops.explained("purge", self._layout.root):
             if self._dry_run:
                 buried = self._tombstones.all()
                 begun = _begun(buried) | named
-                return self._report(self._doom(buried.keys() | named, begun), begun)
+                return self._report(self._doom(buried.keys() | named, begun), begun, new)
             with self._locks.collecting(_WAIT_SECONDS):
                 self._refuse_live()
                 self._tombstones.bury(named, reason)
                 buried = self._tombstones.all()
                 begun = _begun(buried)
                 doom = self._doom(set(buried), begun)
-                report = self._report(doom, begun)
+                report = self._report(doom, begun, new)
+                self._tombstones.note_bytes(doom.found.raw)
                 self._keep_the_rest(doom, set(buried))
                 self._remove(doom, begun)
                 self._tombstones.finish(begun)
@@ -224,18 +228,20 @@ class Purger:
 
     def _showing(self, found: Found, doomed: set[str], begun: set[str]) -> list[Path]:
         """Pages that name one of the photos, and those of recipes whose results go."""
-        if self._pages is None or not self._pages.is_dir():
-            return []
         names = sorted({*begun, *(html.escape(name) for name in found.files)})
         text = b"|".join(re.escape(name.encode("utf-8", "surrogateescape")) for name in names)
         pattern = re.compile(rb"(?<![a-z0-9])(?:%s)(?![a-z0-9])" % text)
         refs = [(recipe, data.get("slots", {}).values()) for recipe, _, data in self._refs.all()]
         recipes = {f"{recipe}.html" for recipe, keys in refs if doomed.intersection(keys)}
-        pages = [path for path in sorted(self._pages.rglob("*.html")) if path.is_file()]
-        return [path for path in pages if path.name in recipes or (names and _contains(path, pattern))]
+        pages = {
+            (os.path.realpath(path.parent), path.name): path
+            for folder in self._pages for path in sorted(folder.rglob("*.html")) if path.is_file()
+        }  # fmt: skip
+        return [path for path in pages.values() if path.name in recipes or (names and _contains(path, pattern))]
 
-    def _report(self, doom: _Doom, begun: set[str]) -> PurgeReport:
+    def _report(self, doom: _Doom, begun: set[str], new: set[str]) -> PurgeReport:
         slots = doom.found.weights
+        known = doom.found.mentioned | self._checked.all().keys()
         return PurgeReport(
             dry_run=self._dry_run,
             photos=tuple(sorted(begun)),
@@ -247,6 +253,7 @@ class Purger:
             quarantine=tuple(path.name for path in doom.quarantine),
             derived=tuple(sorted(set(doom.derived.values()))),
             searches=tuple(doom.searches),
+            unknown=tuple(sorted(new - known)),
             bytes=sum(_bytes(path) for path in doom.files),
         )
 

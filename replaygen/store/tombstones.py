@@ -1,7 +1,8 @@
 """Tombstones of photos that were taken away for good, and when the others were last looked after.
 
 A tombstone is `tombstones/<photo>.json`, one sealed file each. Its name alone says which photo is meant, so a damaged
-one still counts. `checked.json` is one sealed file, {photo: {at, licence, visible}}; losing it costs only asking again.
+one still counts. It keeps what the photo's bytes were, so that another address of the same file is known too.
+`checked.json` is one sealed file, {photo: {at, licence, visible}}; losing it costs only asking again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from replaygen.errors import StoreError
 from replaygen.store import fsops
-from replaygen.store.keys import canonical, sha256_hex
+from replaygen.store.keys import canonical, is_digest, sha256_hex
 from replaygen.store.layout import Layout
 from replaygen.store.locks import Locks
 from replaygen.store.objects import log
@@ -25,6 +26,7 @@ from replaygen.store.records import read_all, seal, unseal
 
 _PHOTO = re.compile(r"[a-z0-9_-]{1,80}")
 _CRAWLED = re.compile(r"(?:[a-z0-9_-]+-)?(flickr-[0-9]{1,20}|web-[0-9a-f]{20})")
+_IDS = "give a photo id such as flickr-53412, or a sample id such as cow-flickr-53412, as reports show it"
 _CHECKED_LOCK = sha256_hex(b"checked.json")
 
 
@@ -37,12 +39,14 @@ class Tombstone:
         at: when it was buried, ISO 8601, UTC; "" where the file is damaged.
         reason: why, in the words of whoever buried it.
         done: whether all that held it is gone.
+        sha256: of its raw bytes, each time they came; () where nobody knows them.
     """
 
     photo: str
     at: str
     reason: str
     done: bool = False
+    sha256: tuple[str, ...] = ()
 
 
 def photo_of(name: str) -> str:
@@ -54,8 +58,12 @@ def photo_of(name: str) -> str:
     if not isinstance(name, str) or not _PHOTO.fullmatch(name):
         raise StoreError(
             f"{str(name)[:80]!r} is no photo id",
-            hint="give a photo id such as flickr-53412, or a sample id such as cow-flickr-53412, as reports show it",
+            hint=_IDS,
         )
+    if "-" not in name.strip("-"):
+        source = "flickr" if name.isdecimal() else "web" if re.fullmatch(r"[0-9a-f]{20}", name) else ""
+        meant = f"did you mean {source}-{name}?" if source else "it is no photo id"
+        raise StoreError(f"nothing in the store holds {name}; {meant}", hint=_IDS)
     crawled = _CRAWLED.fullmatch(name)
     return crawled[1] if crawled else name
 
@@ -87,15 +95,17 @@ class Tombstones:
         """The tombstone in a file; StoreError where it is damaged or not at its place."""
         try:
             content = json.loads(b"{%s}" % unseal("tombstone", read_all(str(path))))["tombstone"]
-            found = Tombstone(**content)
+            found = Tombstone(**{**content, "sha256": tuple(content.get("sha256", ()))})
         except OSError as error:
             raise StoreError(f"tombstone is damaged: it cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StoreError("tombstone is damaged: not a tombstone") from None
         if f"{found.photo}.json" != path.name or type(found.done) is not bool:
             raise StoreError("tombstone is damaged: it is another photo's, or not whole")
         if not isinstance(found.at, str) or not isinstance(found.reason, str):
             raise StoreError("tombstone is damaged: time and reason must be text")
+        if not all(isinstance(one, str) and is_digest(one) for one in found.sha256):
+            raise StoreError("tombstone is damaged: a digest of the photo is no sha256")
         return found
 
     def all(self) -> dict[str, Tombstone]:
@@ -118,7 +128,35 @@ class Tombstones:
         for photo in sorted(photos_of(photos)):
             before = self._good(photo)
             at = before.at if before is not None and before.at else _now()
-            self._write(Tombstone(photo, at, reason or (before.reason if before is not None else ""), done=False))
+            reason_now = reason or (before.reason if before is not None else "")
+            self._write(Tombstone(photo, at, reason_now, sha256=before.sha256 if before is not None else ()))
+
+    def note_bytes(self, digests: Mapping[str, Iterable[str]]) -> None:
+        """Keep what the raw bytes of buried photos were, beside what is known; durable on return."""
+        for photo, found in sorted(digests.items()):
+            before = self._good(photo) or Tombstone(photo, _now(), "")
+            after = tuple(sorted({*before.sha256, *found}))
+            if after != before.sha256:
+                self._write(replace(before, sha256=after))
+
+    def lift(self, name: str) -> Tombstone:
+        """Remove a photo's tombstone, durably, and tell what it said.
+
+        Raises:
+            StoreError: there is none, or the photo is not purged yet.
+        """
+        photo = name if _PHOTO.fullmatch(name) and self.path(name).exists() else photo_of(name)
+        path = self.path(photo)
+        with self._locks.writing(), fsops.explained("lift a tombstone", path):
+            if not path.exists():
+                raise StoreError(f"{photo} has no tombstone", hint="`replaygen cache tombstones` lists them")
+            found = self._good(photo)
+            if found is None or not found.done:
+                raise StoreError(f"{photo} is buried but not purged yet, so its tombstone stays", where=str(path),
+                                 hint="finish with `replaygen cache purge`, then lift it")  # fmt: skip
+            fsops.remove(path)
+            fsops.sync_folder(path.parent)
+        return found
 
     def finish(self, photos: Iterable[str]) -> None:
         """Note that nothing holds these photos any more."""

@@ -60,7 +60,8 @@ def _extra(data: Path, folder: Path, quick: dict[str, Any]) -> dict[str, Any]:
                 one.sha256_derived))
     ]  # fmt: skip
     with _flickr(data / "web_animals", PORTS[1], plant=PLANT) as server:
-        planted = {f"flickr-{photo}" for name, photo in server.files.items() if name.startswith("_distractor")}
+        others = {name.removeprefix("_distractor_") for name in PLANT["cow"]}
+        planted = {f"flickr-{photo.id}" for photo in server.photos.values() if photo.words[0] in others}
         changes = {**(quick if QUICK else {}), "replay.flickr.min_side": 64, "replay.flickr.count": 8 if QUICK else 300}
         changes |= {"replay.flickr.oversample": 1.0, "scenario.classes": ["cat", "dog", "cow", "sheep", "horse"]}
         replaygen("train", "voc-animals-flickr", "--method", "recall", "--seed", "0", "--workers", "2", "--cache",

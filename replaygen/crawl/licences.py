@@ -118,17 +118,37 @@ def _unknown(name: str) -> str:
     return f"{name!r} is no licence; {told}"
 
 
+_PORTS: Final = {
+    "am": "armenia", "ar": "argentina", "at": "austria", "au": "australia", "az": "azerbaijan", "be": "belgium",
+    "bg": "bulgaria", "br": "brazil", "ca": "canada", "ch": "switzerland", "cl": "chile", "cn": "china mainland",
+    "co": "colombia", "cr": "costa rica", "cz": "czech republic", "de": "germany", "dk": "denmark", "ec": "ecuador",
+    "ee": "estonia", "eg": "egypt", "es": "spain", "fi": "finland", "fr": "france", "ge": "georgia", "gr": "greece",
+    "gt": "guatemala", "hk": "hong kong", "hr": "croatia", "hu": "hungary", "ie": "ireland", "igo": "igo",
+    "il": "israel", "in": "india", "it": "italy", "jp": "japan", "kr": "south korea", "lu": "luxembourg",
+    "mk": "macedonia", "mt": "malta", "mx": "mexico", "my": "malaysia", "nl": "netherlands", "no": "norway",
+    "nz": "new zealand", "pe": "peru", "ph": "philippines", "pl": "poland", "pr": "puerto rico", "pt": "portugal",
+    "ro": "romania", "rs": "serbia", "scotland": "uk: scotland", "se": "sweden", "sg": "singapore", "si": "slovenia",
+    "th": "thailand", "tw": "taiwan", "ug": "uganda", "uk": "uk: england & wales", "us": "united states",
+    "ve": "venezuela", "vn": "vietnam", "za": "south africa",
+}  # fmt: skip
+"""Code and name of every place that Creative Commons wrote a version of its licences for."""
+_SCOPES: Final = "|".join(map(re.escape, ("international", "unported", "generic", *_PORTS, *_PORTS.values(), "korea")))
+_TAIL: Final = rf"(?: (?:{_SCOPES}))?(?: (?:public )?licen[cs]e)?(?: (?:deed|legal ?code))?"
+"""All that may stand behind a version: whatever else stands there may take back what stands before."""
 _URL: Final = re.compile(
     r"(?:https?:)?(?://)?(?:www\.)?creativecommons\.org/"
-    r"(?:licenses/(?P<kind>[a-z-]{2,10})|publicdomain/(?P<public>zero|mark))/(?P<version>\d\.\d)(?:[/?#].*)?",
-    flags=re.ASCII,
-)
-_SHORT: Final = re.compile(r"cc[ -]?(?P<kind>by(?:[ -](?:sa|nd|nc))*)[ -]v?(?P<version>\d\.\d)(?: .{0,40})?", re.ASCII)
-_LONG: Final = re.compile(
-    r"(?:creative commons )?(?P<kind>attribution(?:[ -](?:sharealike|share alike|noncommercial|non-commercial|"
-    r"noderivatives|noderivs|no derivatives))*)[ -]v?(?P<version>\d\.\d)(?: .{0,40})?",
+    r"(?:licenses/(?P<kind>[a-z-]{2,10})|publicdomain/(?P<public>zero|mark))/(?P<version>\d\.\d)"
+    rf"(?:/(?:{'|'.join(_PORTS)}))?(?:/(?:deed|legalcode)(?:[.-][a-z]{{2,5}}(?:[-_][a-z]{{2,4}})?)?)?/?"
+    r"(?:[?#](?:(?!\.\.)[!-~])*)?",
     re.ASCII,
 )
+_SHORT: Final = re.compile(rf"cc[ -]?(?P<kind>by(?:[ -](?:sa|nd|nc))*)[ -]v?(?P<version>\d\.\d){_TAIL}", re.ASCII)
+_LONG: Final = re.compile(
+    r"(?:creative commons )?(?P<kind>attribution(?:[ -](?:sharealike|share alike|noncommercial|non-commercial|"
+    rf"noderivatives|noderivs|no derivatives))*)[ -]v?(?P<version>\d\.\d){_TAIL}",
+    re.ASCII,
+)
+_TWICE: Final = re.compile(r"([^()]+) \(([^()]+)\)")
 _PARTS: Final = {
     "share alike": "sa",
     "sharealike": "sa",
@@ -158,28 +178,42 @@ _PLACES: Final = {
     "usa.gov/copyright.shtml": "us-government",
     "usa.gov/government-works": "us-government",
 }
-_NUMBERS: Final = {str(one.flickr): one.id for one in LICENCES.values() if one.flickr is not None}
+FLICKR_NUMBERS: Final = {str(one.flickr): one.id for one in LICENCES.values() if one.flickr is not None}
+"""The id of each licence that Flickr offers, by the number it has in the answers of Flickr's API, and nowhere else."""
 
 
 def read_licence(text: str) -> str | None:
     """The id of a licence as somebody wrote it; None where it cannot be read for sure.
 
     Read are: an id, an address of Creative Commons (any port, deed or legal code), "CC BY 4.0", "CC0", a licence's
-    long name with its version, and Flickr's number ("4"). A name without a version is unknown: it names no one licence.
+    long name with its version, and that with its short name in brackets. A name without a version is unknown: it names
+    no one licence. So is a name with anything behind it that is not part of the name, such as "except the images", and
+    a number: what it means is known only to those who wrote it.
     """
     if len(text) > 300:
         return None
-    told = re.sub(r"[\s_]+", " ", text.strip().lower())
-    dashed = told.replace(" ", "-")
-    if dashed in LICENCES:
-        return dashed
-    if found := _NUMBERS.get(told) or _NAMES.get(told):
-        return found
-    if match := _URL.fullmatch(told):
+    given = text.strip().lower()
+    told = re.sub(r"[\s_]+", " ", given)
+    if match := _URL.fullmatch(given):
         if match["public"]:
             name = {"zero": "cc0", "mark": "pdm"}[match["public"]]
             return _known(f"{name}-{match['version']}")
         return _commons(match["kind"].split("-"), match["version"])
+    if found := _named(told):
+        return found
+    if match := _TWICE.fullmatch(told):
+        long, short = map(_named, match.groups())
+        return long if long == short else None
+    place = re.sub(r"^(?:https?:)?//(?:www\.)?", "", told).rstrip("/")
+    return _PLACES.get(place)
+
+
+def _named(told: str) -> str | None:
+    dashed = told.replace(" ", "-")
+    if dashed in LICENCES:
+        return dashed
+    if found := _NAMES.get(told):
+        return found
     if match := _SHORT.fullmatch(told):
         return _commons(re.split("[ -]", match["kind"]), match["version"])
     if match := _LONG.fullmatch(told):
@@ -187,8 +221,7 @@ def read_licence(text: str) -> str | None:
         for long, short in _PARTS.items():
             kind = kind.replace(long, short)
         return _commons(re.split("[ -]", kind), match["version"])
-    place = re.sub(r"^(?:https?:)?//(?:www\.)?", "", told).rstrip("/")
-    return _PLACES.get(place)
+    return None
 
 
 def _commons(parts: list[str], version: str) -> str | None:

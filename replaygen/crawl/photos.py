@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from replaygen.classes import slug
 from replaygen.errors import DataError
 
 _PHOTO = re.compile(r"[a-z0-9_-]{1,80}")
+_FLICKR_HOST = re.compile(r"(?:[a-z0-9-]+\.)?staticflickr\.com|(?:farm[0-9]+\.)?static\.flickr\.com", re.ASCII)
+_FLICKR_FILE = re.compile(r"(?:/+[0-9]+)+/+0*([1-9][0-9]{0,19})_[^/]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,28 @@ def flickr_photo(number: str) -> str:
 
 
 def web_photo(url: str) -> str:
-    """The photo id of an address on the web: its digest."""
-    return f"web-{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+    """The photo id of an address on the web: Flickr's own where Flickr serves it, else the digest of the address.
+
+    So a photo of Flickr has one id however it comes, and in every size. http and https are one address.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+        if _FLICKR_HOST.fullmatch(host) and (file := _FLICKR_FILE.fullmatch(unquote(parts.path))):
+            return flickr_photo(file[1])
+    except ValueError:
+        pass  # no address at all: it has an id all the same, to be refused by
+    address = re.sub(r"^https?://", "", url)
+    return f"web-{hashlib.sha256(address.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+def plain_text(value: object, most: int = 300) -> str | None:
+    """Text that somebody wrote, without control and formatting characters, on one line; None where nothing is left."""
+    if not isinstance(value, str):
+        return None
+    kept = (" " if char.isspace() else char for char in value[: most * 8])
+    text = "".join(char for char in kept if unicodedata.category(char)[0] != "C")
+    return " ".join(text.split())[:most].strip() or None
 
 
 def sample_of(class_name: str, photo: str) -> str:

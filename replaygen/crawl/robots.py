@@ -1,7 +1,8 @@
 """What a host's robots.txt lets us fetch (RFC 9309), read once per origin and remembered for a day in memory.
 
 No robots.txt (4xx) allows everything; one that cannot be had (5xx, no connection, a refused redirect) allows nothing
-for a minute, and then it is asked for again.
+for a minute, and then it is asked for again. Then a photo is refused for what is wrong with its host, or as
+"robots-unreachable"; "robots" is said only where a rule forbids it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ SLOWEST_DELAY = 30.0
 """Seconds; a longer Crawl-delay is taken as this."""
 _DAY, _MINUTE = 86_400.0, 60.0
 _NONE_THERE = frozenset({"gone", "forbidden", "not-served", "empty", "too-many-redirects", "redirect-loop"})
+_OF_HOST = frozenset(
+    {"connection-failed", "timeout", "unknown-host", "private-address", "tls", "rate-limited", "retry-later", "closed"}
+)
+"""What is wrong with a host when its robots.txt is asked for; the photo would meet the same."""
 _AGENT_LINES = ("user-agent", "useragent", "user agent")
 
 
 class _Rules:
-    """The rules of one origin. `protego` None: everything is allowed; `problem`: nothing is."""
+    """The rules of one origin. `protego` None: everything is allowed; `problem` (reason, detail, transient): nothing is."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.until = 0.0
         self.protego: Protego | None = None
-        self.problem = ""
+        self.problem: tuple[str, str, bool] | None = None
         self.delay: float | None = None
 
 
@@ -51,7 +56,12 @@ class Robots:
         self._lock = threading.Lock()
 
     def check(self, address: Address) -> float | None:
-        """Seconds that the host wants between requests, None where it does not say; Refused("robots") if forbidden."""
+        """Seconds that the host wants between requests, None where it does not say.
+
+        Raises:
+            Refused: "robots" where a rule forbids the address; where nobody can tell, what is wrong with the host
+                (such as "connection-failed"), or "robots-unreachable" (transient).
+        """
         key = (address.scheme, address.host, address.port)
         with self._lock:
             if len(self._origins) > 4096:
@@ -61,8 +71,9 @@ class Robots:
             with rules.lock:
                 if rules.until <= time.monotonic():
                     self._read(rules, address)
-        if rules.problem:
-            raise Refused("robots", rules.problem, transient=True)
+        if rules.problem is not None:
+            reason, detail, transient = rules.problem
+            raise Refused(reason, detail, transient=transient)
         if rules.protego is not None and not rules.protego.can_fetch(address.url, self._agent):
             raise Refused("robots", f"the robots.txt of {address.host} forbids it")
         return rules.delay
@@ -71,12 +82,17 @@ class Robots:
         from protego import Protego
 
         origin = address.url[: len(address.url) - len(address.target)]
-        protego, problem, delay, lasts = None, "", None, _DAY
+        protego, problem, delay, lasts = None, None, None, _DAY
         try:
             text = self._fetch(f"{origin}/robots.txt")[:MOST_BYTES].decode("utf-8-sig", "replace")
         except Refused as refused:
             if refused.reason not in _NONE_THERE:
-                problem, lasts = f"the robots.txt of {address.host} cannot be had: {refused.reason}", _MINUTE
+                detail = f"the robots.txt of {address.host} cannot be had: {refused.reason}"
+                of_host = refused.reason in _OF_HOST
+                problem = (
+                    (refused.reason, detail, refused.transient) if of_host else ("robots-unreachable", detail, True)
+                )
+                lasts = _MINUTE
         else:
             protego = Protego.parse(_ours(text, self._agent))
             delay = protego.crawl_delay(self._agent)

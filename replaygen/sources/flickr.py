@@ -19,21 +19,17 @@ import random
 import re
 import threading
 import time
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from replaygen.crawl.licences import LICENCES, read_licence
+from replaygen.crawl.licences import FLICKR_NUMBERS, read_licence
 from replaygen.crawl.limits import ApiLimit
+from replaygen.crawl.photos import plain_text
 from replaygen.sources.flickr_wire import ApiFault as ApiFault
-from replaygen.sources.flickr_wire import Client, Credentials, api_address, quiet
-
-NOTICE: Final = "This product uses the Flickr API but is not endorsed or certified by SmugMug, Inc."
-"""To be shown wherever photos from Flickr are; the API's terms ask for it."""
+from replaygen.sources.flickr_wire import Client, Credentials, api_address, api_agent, quiet
 
 _log = logging.getLogger(__name__)
-_NUMBERS: Final = {str(one.flickr): one.id for one in LICENCES.values() if one.flickr is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +38,10 @@ class Info:
 
     Attributes:
         number: the photo's id at Flickr.
-        visible: everybody may see it; False where it is private or gone, and then the rest may be unknown.
-        licence: id in `crawl.licences`, None where unknown.
+        visible: True where everybody may see it; False where it is private or gone, and then the rest may be unknown;
+            None where the answer does not tell.
+        licence: id in `crawl.licences`, allowed or not; None only where it cannot be told: the answer lacks it, or its
+            number is not in the table of licences. None is no reason to hold that a licence was taken back.
         owner, owner_page, title, page: as people see them, without control characters, at most 300 characters.
         media: "photo" or "video".
         safety: 0 safe, 1 moderate, 2 restricted.
@@ -51,7 +49,7 @@ class Info:
     """
 
     number: str
-    visible: bool
+    visible: bool | None
     licence: str | None = None
     owner: str | None = None
     owner_page: str | None = None
@@ -76,7 +74,8 @@ class FlickrApi:
         backoff: seconds before the second try; doubled for each further one.
 
     Raises:
-        ApiFault: there is no key or secret, or the address would send them in the clear.
+        ApiFault: there is no key or secret, the address would send them in the clear, or a header cannot hold
+            REPLAYGEN_CONTACT.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class FlickrApi:
         quiet()
         self._credentials = Credentials()
         self.address = api_address()
+        self._agent = api_agent()
         self.calls = 0
         self._limit = limit
         self._timeout = timeout
@@ -154,13 +154,12 @@ class FlickrApi:
                 raise
             rows = None
         rows = rows.get("license") if isinstance(rows, dict) else None
-        live = (
-            {number: licence for number, licence in map(_licence_row, rows or ()) if licence} if _is_list(rows) else {}
-        )
+        known = map(_licence_row, rows if isinstance(rows, list) else ())
+        live = {number: licence for number, licence in known if licence}
         if live:
             return live
         _log.warning("Flickr did not tell its table of licences: the known one is used")
-        return dict(_NUMBERS)
+        return dict(FLICKR_NUMBERS)
 
     def info(self, number: str) -> Info:
         """What Flickr says of a photo now; a photo that is gone or private is not visible.
@@ -183,7 +182,7 @@ class FlickrApi:
         with self._inside:
             client = self._idle.pop() if self._idle else None
             self.calls += 1
-        client = client or Client(self._credentials, self.address, self._timeout)
+        client = client or Client(self._credentials, self.address, self._agent, self._timeout)
         answers: queue.SimpleQueue[dict[str, Any] | ApiFault] = queue.SimpleQueue()
         threading.Thread(
             target=lambda: answers.put(client.attempt(method, parameters)), name="flickr call", daemon=True
@@ -202,15 +201,6 @@ def flickr_limit(folder: Path, per_hour: int) -> ApiLimit:
     return ApiLimit(folder, f"flickr {os.environ.get('FLICKR_API_KEY', '').strip()}", per_hour)
 
 
-def plain(value: object, most: int = 300) -> str | None:
-    """Text that somebody wrote, without control and formatting characters, on one line; None where nothing is left."""
-    if not isinstance(value, str):
-        return None
-    kept = (" " if char.isspace() else char for char in value[: most * 8])
-    text = "".join(char for char in kept if unicodedata.category(char)[0] != "C")
-    return " ".join(text.split())[:most].strip() or None
-
-
 def _next(answers: queue.SimpleQueue[dict[str, Any] | ApiFault], seconds: float) -> dict[str, Any] | ApiFault | None:
     try:
         return answers.get(timeout=seconds)
@@ -218,18 +208,11 @@ def _next(answers: queue.SimpleQueue[dict[str, Any] | ApiFault], seconds: float)
         return None
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
 def _licence_row(row: object) -> tuple[str, str | None]:
     if not isinstance(row, dict) or not re.fullmatch(r"[0-9]{1,6}", number := str(row.get("id"))):
         return "", None
-    by_url = read_licence(url) if isinstance(url := row.get("url"), str) and url.strip() else None
-    # a bare number is no name: read_licence would take it for Flickr's own
-    name = row.get("name")
-    by_name = read_licence(name) if isinstance(name, str) and not name.strip().isdigit() else None
-    told = {licence for licence in (by_url, by_name, _NUMBERS.get(number)) if licence}
+    by_url, by_name = (read_licence(text) if isinstance(text := row.get(key), str) else None for key in ("url", "name"))
+    told = {licence for licence in (by_url, by_name, FLICKR_NUMBERS.get(number)) if licence}
     return number, (by_url or by_name) if len(told) == 1 else None
 
 
@@ -241,18 +224,18 @@ def _info(number: str, photo: dict[str, Any], licences: dict[str, str]) -> Info:
     def count(value: object) -> int | None:
         return int(str(value)) if re.fullmatch(r"[0-9]{1,6}", str(value)) else None
 
-    owner = inside("owner")
+    owner, public = inside("owner"), count(inside("visibility").get("ispublic"))
     name = owner.get("nsid")
     known = name if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9@_.-]{1,60}", name) else None
     return Info(
         number,
-        visible=count(inside("visibility").get("ispublic")) == 1,
+        visible=None if public is None else public == 1,
         licence=licences.get(str(photo.get("license"))),
-        owner=plain(owner.get("realname")) or plain(owner.get("username")) or known,
+        owner=plain_text(owner.get("realname")) or plain_text(owner.get("username")) or known,
         owner_page=f"https://www.flickr.com/people/{known}" if known else None,
-        title=plain(inside("title").get("_content")),
+        title=plain_text(inside("title").get("_content")),
         page=f"https://www.flickr.com/photos/{known}/{number}" if known else None,
-        media=plain(photo.get("media"), 20),
+        media=plain_text(photo.get("media"), 20),
         safety=count(photo.get("safety_level")),
         rotation=count(photo.get("rotation")),
     )

@@ -22,9 +22,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from replaygen.canonical import digest_of
-from replaygen.crawl.photos import Candidate, Found, flickr_photo
+from replaygen.crawl.photos import Candidate, Found, flickr_photo, plain_text
 from replaygen.errors import DataError
-from replaygen.sources.flickr import ApiFault, FlickrApi, plain
+from replaygen.sources.flickr import ApiFault, FlickrApi
 from replaygen.store import fsops
 
 _log = logging.getLogger(__name__)
@@ -263,9 +263,9 @@ def _judge(
         photo=photo,
         url=url,
         page=f"https://www.flickr.com/photos/{owner}/{digits}",
-        owner=plain(entry.get("ownername")) or owner,
+        owner=plain_text(entry.get("ownername")) or owner,
         owner_page=f"https://www.flickr.com/people/{owner}",
-        title=plain(title),
+        title=plain_text(title),
         licence=licence,
         width=width,
         height=height,

@@ -11,7 +11,6 @@ import ipaddress
 import logging
 import os
 import re
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +21,7 @@ from replaygen.errors import ReplaygenError
 _log = logging.getLogger(__name__)
 _MOST_BYTES: Final = 16_000_000
 _TRANSIENT_CODES: Final = frozenset({0, 105, 106, 201})
+_REFUSING_CODES: Final = frozenset(range(96, 101))
 _CODES: Final = {
     95: "it wants an encrypted connection",
     96: "the signature is wrong: is FLICKR_API_SECRET the secret of this key?",
@@ -47,6 +47,8 @@ class ApiFault(ReplaygenError):
         code: the API's own number of the fault, None where there is none.
         transient: asking again later may help.
         after: seconds that the server asks to wait before that.
+        refuses_us: the key or the account is refused, so every other call would end alike; else the fault may be
+            about this one photo or this one moment.
     """
 
     def __init__(
@@ -58,15 +60,17 @@ class ApiFault(ReplaygenError):
         code: int | None = None,
         transient: bool = False,
         after: float = 0.0,
+        refuses_us: bool = False,
     ) -> None:
         super().__init__(what, where=where, hint=hint)
         self.code = code
         self.transient = transient
         self.after = after
+        self.refuses_us = refuses_us
 
     def __reduce__(self) -> tuple[object, tuple[object, ...], dict[str, object]]:
         make, arguments, state = super().__reduce__()
-        return make, arguments, {**state, "code": self.code, "transient": self.transient, "after": self.after}
+        return make, arguments, {**state, **vars(self)}
 
 
 class Credentials:
@@ -107,12 +111,12 @@ class _TooLarge(Exception):
 class Client:
     """One flickrapi object with a connection of its own; for one thread at a time."""
 
-    def __init__(self, credentials: Credentials, address: str, timeout: float) -> None:
+    def __init__(self, credentials: Credentials, address: str, agent: str, timeout: float) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from flickrapi import FlickrAPI
 
-        self._wire = _Wire(address)
+        self._wire = _Wire(address, agent)
         self._api = FlickrAPI(
             credentials.key, credentials.secret, format="parsed-json", store_token=False, cache=False, timeout=timeout
         )
@@ -154,14 +158,13 @@ class Client:
 class _Wire:
     """What flickrapi takes for a `requests.Session`: posts, bounded, without redirects, cookies or logging."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, agent: str) -> None:
         from http.cookiejar import DefaultCookiePolicy
-        from importlib.metadata import version
 
         import requests
 
         self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"replaygen/{version('replaygen')}"
+        self._session.headers["User-Agent"] = agent
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # a proxy of the environment is for the world outside, and could not reach a server on this machine
         self._session.trust_env = not _on_this_machine(urlsplit(address).hostname or "")
@@ -169,12 +172,14 @@ class _Wire:
 
     def post(self, url: str, *, data: Any, auth: Any, timeout: float) -> _Reply:
         """One POST; _Status or _TooLarge where there is nothing to read, and what requests raises."""
+        from replaygen.crawl.replies import retry_after
+
         with self._session.post(
             url, data=data, auth=auth, timeout=timeout, stream=True, allow_redirects=False
         ) as answer:
             self._answer = answer
             if answer.status_code != 200:
-                raise _Status(answer.status_code, _after(answer.headers.get("Retry-After", "")))
+                raise _Status(answer.status_code, retry_after(answer.headers) or 0.0)
             body = bytearray()
             for chunk in answer.iter_content(65536):
                 body += chunk
@@ -224,6 +229,16 @@ def api_address() -> str:
     return told
 
 
+def api_agent() -> str:
+    """The User-Agent of all that the crawler asks; ApiFault where a header cannot hold it."""
+    from replaygen.crawl.client import crawl_environment
+
+    _, agent, _ = crawl_environment()
+    if not (agent.isascii() and agent.isprintable()):
+        raise ApiFault("the User-Agent holds what a header cannot", hint="REPLAYGEN_CONTACT: plain characters")
+    return agent
+
+
 def _on_this_machine(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -231,21 +246,10 @@ def _on_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def _after(told: str) -> float:
-    """Seconds of a Retry-After header: a number, or a date; 0 where it cannot be read."""
-    from email.utils import parsedate_to_datetime
-
-    if re.fullmatch(r"[0-9]{1,9}", told.strip(), flags=re.ASCII):
-        return float(told)
-    try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
 def _status_fault(method: str, status: int, after: float) -> ApiFault:
     if status in (401, 403):
-        return ApiFault(f"Flickr refuses the API key or its signature (HTTP {status})", where=method, hint=_KEY_HINT)
+        what = f"Flickr refuses the API key or its signature (HTTP {status})"
+        return ApiFault(what, where=method, hint=_KEY_HINT, refuses_us=True)
     transient = status in (408, 425, 429) or status >= 500
     return ApiFault(f"Flickr answered HTTP {status}", where=method, transient=transient, after=after)
 
@@ -257,5 +261,6 @@ def _code_fault(method: str, code: object) -> ApiFault:
     meaning = f": {_CODES[code]}" if code in _CODES else ""
     hint = _KEY_HINT if code in (96, 98, 100) else ""
     return ApiFault(
-        f"Flickr says no, with code {code}{meaning}", where=method, hint=hint, code=code, transient=transient
-    )
+        f"Flickr says no, with code {code}{meaning}", where=method, hint=hint, code=code, transient=transient,
+        refuses_us=code in _REFUSING_CODES,
+    )  # fmt: skip

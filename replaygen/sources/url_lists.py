@@ -49,10 +49,14 @@ _Told = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a list: its number (1 is the first that is no header) and what its columns say, as text."""
+    """One row of a list: its number (1 is the first that is no header) and what its columns say, as text.
+
+    `odd`: columns that hold something that is no plain value, such as a list.
+    """
 
     number: int
     texts: Mapping[str, str]
+    odd: frozenset[str] = frozenset()
 
     def get(self, column: str) -> str | None:
         """The text of a column without the space around it; None where it is empty or absent."""
@@ -151,7 +155,7 @@ def read_list(path: Path, needed: Mapping[str, str], also: Iterable[str] = ()) -
             for values in _values(stream, suffix, columns, lambda names: _check(names, needed, suffix)):
                 number += 1
                 texts = {name: text for name in columns if (text := _text(values.get(name)))}
-                yield Row(number, texts)
+                yield Row(number, texts, frozenset(name for name in columns if _is_odd(values.get(name))))
     except _Broken as broken:
         what, hint = broken.what, broken.hint
     except UnicodeDecodeError:
@@ -192,6 +196,12 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether a cell holds something, but no plain value; NaN is how tables write nothing."""
+    nothing = value is None or isinstance(value, str | bytes) or (isinstance(value, float) and math.isnan(value))
+    return not nothing and not _text(value)
 
 
 def _values(stream: IO[bytes], suffix: str, columns: list[str], told: _Told) -> Iterator[_Values]:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from replaygen.classes import nearest_hint, slug
 from replaygen.crawl.licences import allowed_licences, read_licence
-from replaygen.crawl.photos import Candidate, Found, web_photo
+from replaygen.crawl.photos import Candidate, Found, plain_text, web_photo
 from replaygen.errors import DataError
 from replaygen.sources.url_lists import Row, list_digest, list_file
 from replaygen.sources.url_lists import read_list as _read_rows
@@ -21,11 +21,10 @@ from replaygen.sources.url_lists import read_list as _read_rows
 if TYPE_CHECKING:
     from replaygen.crawl.specs import WebSpec
 
-__all__ = ["Found", "Row", "candidates_of", "clean_address", "clean_text", "list_digest", "list_file", "read_list"]
+__all__ = ["Found", "Row", "candidates_of", "clean_address", "list_digest", "list_file", "read_list"]
 
 MOST_ADDRESS: Final = 2_000
-MOST_TEXT: Final = 300
-"""Characters of an address, and of a text that is kept of a row."""
+"""Characters of an address."""
 MOST_NAMED: Final = 10_000
 """Refused rows of a class that are named; more are counted by reason."""
 _SIZES: Final = ("original_width", "original_height", "width", "height")
@@ -63,8 +62,9 @@ def candidates_of(path: Path, class_name: str, spec: WebSpec, *, wanted: int, go
 
     Returns:
         The candidates, and why rows were refused: "bad-address" (see `clean_address`), "duplicate-address" (an earlier
-        candidate has it), "tombstoned", "listed-as-failed" (img2dataset noted that it could not be had),
-        "bad-sha256" (64 hexadecimal digits were expected), "licence-unknown", "licence-not-allowed".
+        candidate is the same photo), "tombstoned", "listed-as-failed" (img2dataset noted that it could not be had),
+        "bad-sha256" (64 hexadecimal digits were expected), "licence-unknown" (it cannot be read; where
+        nothing is told of it, that is what `spec.unknown_licence` decides), "licence-not-allowed".
 
     Raises:
         DataError: no list, a list that cannot be read, a column that is missing, or a class that no row has.
@@ -116,7 +116,7 @@ class _Door:
         width, height = _size(row)
         self.found[photo] = Candidate(
             photo=photo, url=address, page=clean_address(row.get(self._spec.page) or ""),
-            owner=clean_text(row.get(self._spec.owner) or ""), title=clean_text(row.get(self._spec.title) or ""),
+            owner=plain_text(row.get(self._spec.owner)), title=plain_text(row.get(self._spec.title)),
             licence=licence, width=width, height=height, sha256=_sha256(row.get(self._spec.sha256) or ""),
         )  # fmt: skip
 
@@ -131,7 +131,8 @@ class _Door:
         if sha256 and _sha256(sha256) is None:
             return "bad-sha256"
         if licence is None:
-            return "licence-unknown" if self._spec.unknown_licence == "reject" else None
+            told = row.get(self._spec.licence) is not None or self._spec.licence in row.odd
+            return "licence-unknown" if told or self._spec.unknown_licence == "reject" else None
         return None if licence in self._allowed else "licence-not-allowed"
 
     def _refuse(self, photo: str, reason: str) -> None:
@@ -161,12 +162,6 @@ def clean_address(text: str) -> str | None:
     place = host if port in {None, 80 if parts.scheme == "http" else 443} else f"{host}:{port}"
     address = urlunsplit((parts.scheme, place, parts.path or "/", parts.query, "")).replace(" ", "%20")
     return address if len(address) <= MOST_ADDRESS else None
-
-
-def clean_text(text: str) -> str | None:
-    """A text by others in one line of at most `MOST_TEXT` visible characters; None where nothing is left."""
-    visible = "".join(" " if _hides(letter) else letter for letter in text[: 10 * MOST_TEXT])
-    return " ".join(visible.split())[:MOST_TEXT].strip() or None
 
 
 def _hides(text: str) -> bool:

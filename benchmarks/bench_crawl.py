@@ -108,7 +108,7 @@ import json, pathlib, sys, tarfile, time
 from replaygen.sample import decode_image
 images = []
 for path in sorted(pathlib.Path(sys.argv[1], "objects").rglob("*")):
-    if path.is_file() and path.stat().st_size > 100_000 and len(images) < 500:
+    if path.is_file() and len(images) < 500 and tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
             images += [tar.extractfile(one).read() for one in tar if one.name.endswith(".jpg")]
 decode_image(images[0])

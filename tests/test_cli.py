@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,24 +136,147 @@ def test_doctor_tells_what_is_there(tmp_path: Path) -> None:
     assert told["cores"] >= 1
 
 
-def test_ctrl_c_says_what_is_kept(workspace: Workspace) -> None:
-    """An interrupted run exits with 130 and a sentence, and the same command goes on."""
-    import os
-    import signal
-    import time
-
-    recipe = str(workspace.recipe(TRAINING.replace("iterations = 80", "iterations = 4000")))
+def _interrupted(workspace: Workspace, told: Callable[[int], None], *arguments: str) -> tuple[int, str, bool]:
+    """A run that is told to stop while it trains: its exit code, what it said, whether it left processes behind."""
+    training = TRAINING.replace("iterations = 80", "iterations = 100000\ncheckpoint_every = 20")
+    command = [sys.executable, "-m", "replaygen", "run", str(workspace.recipe(training)), *arguments]
     process = subprocess.Popen(
-        [sys.executable, "-m", "replaygen", "run", recipe], cwd=workspace.root, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
+        command, cwd=workspace.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )  # fmt: skip
-    partial = workspace.root / "cache" / "partial"
-    waited = time.monotonic() + 120
-    while not (partial.is_dir() and any(partial.iterdir())) and time.monotonic() < waited:
+    left = True
+    try:
+        partial, deadline = workspace.root / "cache" / "partial", time.monotonic() + 240
+        while not any(path.is_file() for path in partial.rglob("*")):  # the first checkpoint
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        told(process.pid)
+        _, stderr = process.communicate(timeout=120)
+        left = _stands(process.pid)
+        return process.returncode, stderr, left
+    finally:
+        if left:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _stands(group: int) -> bool:
+    """Whether a process group still has members after some seconds; what nobody has waited for yet does not count."""
+    import psutil
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        members = 0
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                members += os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+        if not members:
+            return False
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command to go on" in stderr
+    return True
+
+
+KEPT = "interrupted; what was made is kept, run the same command to go on\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_says_what_is_kept(workspace: Workspace, number: int, code: int) -> None:
+    """An interrupted run exits with 130, a terminated one with 143, and a sentence; the same command goes on."""
+    ended, stderr, left = _interrupted(workspace, lambda pid: os.kill(pid, number))
+    assert (ended, left) == (code, False)
+    assert stderr.endswith(KEPT)
     assert "Traceback" not in stderr
+
+
+def test_ctrl_c_in_a_terminal_stops_the_workers(workspace: Workspace) -> None:
+    """A terminal sends Ctrl-C to the workers too: the run stops them, and none is left or complains."""
+    ended, stderr, left = _interrupted(workspace, lambda pid: os.killpg(pid, signal.SIGINT), "--workers", "1")
+    assert (ended, left) == (130, False)
+    assert KEPT in stderr
+    assert "KeyboardInterrupt" not in stderr
+
+
+def _stopped(tmp_path: Path, body: str, sigint: str = "signal.default_int_handler") -> tuple[int, str, str]:
+    """Code within `resumable`, in a process of its own: exit code, standard output, standard error."""
+    code = (
+        "import os, signal, sys, time\nsys.path.insert(0, '.')\nfrom replaygen.cli.stopping import resumable\n"
+        "import typer\napp = typer.Typer(pretty_exceptions_enable=False)\n"
+        "def send(number):\n    os.kill(os.getpid(), number)\n    time.sleep(0.01)\n"
+        f"signal.signal(signal.SIGINT, {sigint})\n"
+        "@app.command()\ndef main():\n    with resumable():\n" + textwrap.indent(textwrap.dedent(body), " " * 8)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\napp()"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_library_cannot_lose_ctrl_c(tmp_path: Path) -> None:
+    """An interrupt that is swallowed comes again."""
+    body = """
+        try:
+            send(signal.SIGINT)
+        except BaseException:
+            print("lost")
+        time.sleep(600)
+    """
+    assert _stopped(tmp_path, body) == (130, "lost\n", KEPT)
+
+
+def test_ctrl_c_waits_for_an_import(tmp_path: Path) -> None:
+    """Python makes another error of an interrupt in a class that is being made, as torch's are on import."""
+    (tmp_path / "loses.py").write_text(
+        "import os, signal, time\nclass Field:\n    def __set_name__(self, owner, name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\nclass Owner:\n    field = Field()\n"
+    )
+    body = """
+        try:
+            import loses
+        except RuntimeError:
+            print("another error")
+        print("imported")
+        time.sleep(600)
+    """
+    assert _stopped(tmp_path, body) == (130, "imported\n", KEPT)
+
+
+def test_putting_away_is_not_interrupted(tmp_path: Path) -> None:
+    """What cleans up after a stop is left alone, though the interrupt is sent until the command is out."""
+    body = """
+        try:
+            send(signal.SIGTERM)
+        finally:
+            time.sleep(1.5)
+            print("tidy")
+    """
+    assert _stopped(tmp_path, body) == (143, "tidy\n", KEPT)
+
+
+def test_a_background_job_keeps_ignoring_ctrl_c(tmp_path: Path) -> None:
+    """Where SIGINT was ignored from the start it stays so; SIGTERM ends the run as Ctrl-C would."""
+    body = """
+        send(signal.SIGINT)
+        print("goes on")
+        send(signal.SIGTERM)
+        time.sleep(600)
+    """
+    assert _stopped(tmp_path, body, "signal.SIG_IGN") == (143, "goes on\n", KEPT)
+
+
+def test_an_error_made_of_ctrl_c_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that died of an interrupt in disguise is not tried again: the run stops."""
+    from replaygen.runs import executors
+
+    def dies(root: str, task: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise RuntimeError("Error calling __set_name__") from interrupt
+
+    monkeypatch.setattr(executors, "execute", dies)
+    inline = executors.Inline("nowhere")
+    inline.submit(None, 0)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        inline.next_done()

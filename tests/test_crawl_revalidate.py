@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,13 @@ def test_a_dry_run_hides_nothing_from_the_next(workspace: Workspace, flickr: Loc
     """What would have been removed is found again, whether or not anything was written down before."""
     plan = _fetched(workspace)
     flickr.hide(_numbers(plan)[:2])
-    _revalidate(plan, note=False)
+    later = datetime.now(UTC) + timedelta(days=2)
+    assert len(_revalidate(plan, days=1.0, now=later, note=False).expired) == 2
     assert plan.store.checked() == {}
-    first = _revalidate(plan)
-    second = _revalidate(plan, days=1.0)
-    assert first.expired == {}  # fetched today: nothing is older than a day
-    assert second.expired == {}
-    assert len(_revalidate(plan).expired) == 2
-    assert len(_revalidate(plan).expired) == 2
+    assert len(_revalidate(plan, days=1.0, now=later).expired) == 2
+    again = _revalidate(plan, days=1.0, now=later + timedelta(hours=1))
+    assert len(again.expired) == 2
+    assert again.skipped == len(_numbers(plan)) - 2
 
 
 def test_what_nobody_can_tell_is_kept(workspace: Workspace, flickr: LocalFlickr) -> None:

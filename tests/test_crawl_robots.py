@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,16 +58,37 @@ def test_no_robots_txt_allows_everything(tmp_path: Path, status: int) -> None:
         assert downloader.get(server.url("a.jpg")).status == 200
 
 
-@pytest.mark.parametrize(("status", "headers"), [(500, {}), (429, {"Retry-After": "900"})])
-def test_a_robots_txt_that_cannot_be_had_forbids_for_now(tmp_path: Path, status: int, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("status", "headers", "reason"),
+    [(500, {}, "robots-unreachable"), (429, {"Retry-After": "900"}, "retry-later"), (304, {}, "robots-unreachable")],
+)
+def test_a_robots_txt_that_cannot_be_had_forbids_for_now(
+    tmp_path: Path, status: int, headers: dict[str, str], reason: str
+) -> None:
     """Worth trying again later; the failure is remembered and not asked for with every photo."""
     with site(tmp_path, b"", status, **headers) as (server, downloader):
         for _ in range(3):
             with pytest.raises(Refused) as refused:
                 downloader.get(server.url("a.jpg"))
-            assert (refused.value.reason, refused.value.transient) == ("robots", True)
+            assert (refused.value.reason, refused.value.transient) == (reason, True)
         assert set(server.asked) == {"/robots.txt"}
         assert len(server.asked) <= 2
+
+
+def test_a_host_that_is_down_is_not_called_forbidden(tmp_path: Path) -> None:
+    """Its robots.txt cannot be had, and the photo is refused as it would be without one, to be tried again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+    how, allow = CrawlHow(rate=1000.0, deadline=5.0, tries=1), frozenset({host})
+    reasons = []
+    for robots in (False, True, True):
+        with Downloader(how, state=tmp_path, agent="replaygen/1", robots=robots, allow=allow) as downloader:
+            with pytest.raises(Refused) as refused:
+                downloader.get(f"http://{host}/a.jpg")
+            assert refused.value.transient
+            reasons.append(refused.value.reason)
+    assert len(set(reasons)) == 1
+    assert reasons[0] in ("connection-failed", "timeout")
 
 
 def test_a_crawl_delay_is_kept(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import http.client
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from PIL import Image
 
 from replaygen.crawl.licences import LICENCES
 from replaygen.crawl.limits import ApiLimit
-from replaygen.sources.flickr import ApiFault, FlickrApi, plain
+from replaygen.sources.flickr import ApiFault, FlickrApi
 from replaygen.testing.local_flickr import LocalFlickr
 from replaygen.testing.local_photos import FREE, made_photo
 
@@ -266,15 +268,73 @@ def test_a_photo_that_is_gone_is_not_visible(start: Start, tmp_path: Path) -> No
     flickr, api = start(), make_api(tmp_path)
     number = next(iter(flickr.photos))
     flickr.hide([number])
-    assert not api.info(number).visible
+    assert api.info(number).visible is False
 
 
-def test_text_of_others_is_made_plain() -> None:
-    """Control, colour and direction characters go, blanks become one, and it ends after 300 characters."""
-    assert plain("a\x1b[31m\x00 cow\n\t\u202egoat \ud800") == "a[31m cow goat"
-    assert len(plain("é" * 5000) or "") == 300
-    assert plain(" \x00 ") is None
-    assert plain(3) is None
+@pytest.mark.parametrize(
+    ("told", "visible", "licence"),
+    [
+        ({"visibility": {"ispublic": 1}, "license": "4"}, True, "cc-by-2.0"),
+        ({"visibility": {"ispublic": 0}, "license": "0"}, False, "all-rights-reserved"),
+        ({"visibility": {"ispublic": "x"}, "license": "77"}, None, None),
+        ({"visibility": [], "license": None}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_what_an_answer_does_not_tell_is_not_held_against_a_photo(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], visible: bool, licence: str
+) -> None:
+    """Visibility and licence are None where the answer lacks them or they cannot be read."""
+    start()
+    api = make_api(tmp_path)
+    api.licences()
+    monkeypatch.setattr(api, "call", lambda method, photo_id: {"photo": {"id": photo_id, **told}})
+    info = api.info("5")
+    assert (info.visible, info.licence) == (visible, licence)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "refuses"),
+    [("200 OK", code, True) for code in range(96, 101)]
+    + [("401 Unauthorized", 0, True), ("403 Forbidden", 0, True)]
+    + [("200 OK", code, False) for code in (1, 2, 95, 105, 112)]
+    + [("404 Not Found", 0, False), ("500 Oops", 0, False)],
+)
+def test_a_fault_tells_whether_it_is_about_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, code: int, refuses: bool
+) -> None:
+    """A refused key or account ends every call; anything else may be about one photo or one moment."""
+    body = f'{{"stat":"fail","code":{code},"message":"x"}}'.encode()
+    with raw_server(answer(status, body), monkeypatch), pytest.raises(ApiFault) as caught:
+        make_api(tmp_path, tries=1).call("flickr.photos.getInfo", photo_id="1")
+    assert caught.value.refuses_us is refuses
+    assert copy.copy(caught.value).refuses_us is refuses
+
+
+def test_whom_to_contact_is_told_to_the_api_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPLAYGEN_CONTACT stands in the User-Agent of a call as in that of a photo's request."""
+    heard: list[bytes] = []
+
+    def talk(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            heard.append(connection.recv(65536))
+            body = b'{"stat":"ok"}'
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    monkeypatch.setenv("REPLAYGEN_CONTACT", "ann@a.example")
+    with raw_server(talk, monkeypatch):
+        make_api(tmp_path, tries=1).call("flickr.test.echo")
+    assert re.search(rb"(?i)\r\nuser-agent: replaygen/[^\r]*; contact ann@a\.example\)\r\n", heard[0])
+
+
+def test_a_contact_that_no_header_can_hold_fails_before_any_call(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named before a call is made."""
+    start()
+    monkeypatch.setenv("REPLAYGEN_CONTACT", "anna@bücher.example")
+    with pytest.raises(ApiFault, match="REPLAYGEN_CONTACT"):
+        make_api(tmp_path)
 
 
 def test_a_folder_is_served_as_it_is(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

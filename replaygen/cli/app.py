@@ -11,6 +11,7 @@ import typer
 
 from replaygen.cli import cache, crawl, generator, places
 from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
+from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan, Recipe
@@ -73,8 +74,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: make what is missing, rebuild what is damaged, then print the table and write the page."""
-    found, store = open_recipe(recipe, changes, cache_root, _how(workers, scheduler))
-    _run(found, store, as_json=as_json, report_to=report_to)
+    with resumable():
+        found, store = open_recipe(recipe, changes, cache_root, _how(workers, scheduler))
+        _run(found, store, as_json=as_json, report_to=report_to)
 
 
 @app.command()
@@ -89,11 +91,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train some methods of a recipe, with all that they need."""
-    found, store = open_recipe(recipe, changes, cache_root, _how(workers, None))
-    done = _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
-    if save is not None:
-        for folder in done.save_models(save):
-            print(f"saved {folder}", file=sys.stderr)
+    with resumable():
+        found, store = open_recipe(recipe, changes, cache_root, _how(workers, None))
+        done = _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
+        if save is not None:
+            for folder in done.save_models(save):
+                print(f"saved {folder}", file=sys.stderr)
 
 
 def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:
@@ -105,11 +108,7 @@ def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None)
     planned = recipe.plan(store)
     if not as_json:
         print(planned, flush=True)
-    try:
-        done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
-    except KeyboardInterrupt:
-        print("interrupted; what was made is kept, run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
     page = _page(planned, done, report_to)
     if as_json:
         told = {"result": done.result.as_json(), "tally": done.as_json(), "report": str(page) if page else None}
@@ -213,6 +212,12 @@ def show(
         print(f"wrote {out}", file=sys.stderr)
 
 
+_DEMO = """\
+Ten handwritten digits on photographs: five classes first, then one a step. Fine-tuning sees only the
+new digit; RECALL replays pictures of the old ones that the model labelled itself; joint saw everything.
+"""
+
+
 @app.command()
 def demo(
     cache_root: Cache = None,
@@ -221,13 +226,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Watch a model forget under fine-tuning and remember under RECALL: digit scenes, offline, a few minutes."""
-    found, store = open_recipe("digits", changes, cache_root, _how(workers, None))
-    if not as_json:
-        print(
-            "Ten handwritten digits on photographs: five classes first, then one a step. Fine-tuning sees only the\n"
-            "new digit; RECALL replays pictures of the old ones that the model labelled itself; joint saw everything.\n"
-        )
-    done = _run(found, store, as_json=as_json, report_to=None)
-    closed = done.result.gap_closed("recall")
-    if closed and not as_json:
-        print(f"RECALL closes {sum(closed) / len(closed):.0f} % of the gap between fine-tuning and joint training.")
+    with resumable():
+        found, store = open_recipe("digits", changes, cache_root, _how(workers, None))
+        if not as_json:
+            print(_DEMO)
+        done = _run(found, store, as_json=as_json, report_to=None)
+        closed = done.result.gap_closed("recall")
+        if closed and not as_json:
+            print(f"RECALL closes {sum(closed) / len(closed):.0f} % of the gap between fine-tuning and joint training.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from replaygen.cli.options import Cache, Json, RecipeName, Set, Workers, open_recipe
+from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan
@@ -44,20 +45,17 @@ def fetch(
     from replaygen.runs.progress import Quiet, for_stream
 
     how = {"run.workers": workers} if workers is not None else {}
-    found, store = open_recipe(recipe, changes, cache_root, how)
-    planned = crawl_part(found.plan(store))
-    if only_failed:
-        again = ask_again(planned)
-        if not as_json:
-            print(f"{again} photos failed before and are asked for again")
+    with resumable():
+        found, store = open_recipe(recipe, changes, cache_root, how)
         planned = crawl_part(found.plan(store))
-    if not as_json:
-        print(planned, flush=True)
-    try:
+        if only_failed:
+            again = ask_again(planned)
+            if not as_json:
+                print(f"{again} photos failed before and are asked for again")
+            planned = crawl_part(found.plan(store))
+        if not as_json:
+            print(planned, flush=True)
         done = run(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
-    except KeyboardInterrupt:
-        print("interrupted; what was fetched is kept, run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"tally": done.as_json(), "classes": _classes(planned)}, ensure_ascii=False))
         return

@@ -14,7 +14,7 @@ from replaygen.classes import slug
 from replaygen.errors import DataError
 
 _PHOTO = re.compile(r"[a-z0-9_-]{1,80}")
-_FLICKR_HOST = re.compile(r"(?:[a-z0-9-]+\.)?staticflickr\.com|(?:farm[0-9]+\.)?static\.flickr\.com", re.ASCII)
+_FLICKR_HOST = re.compile(r"(?:[a-z0-9-]+\.)*staticflickr\.com|(?:farm[0-9]+\.)?static\.flickr\.com", re.ASCII)
 _FLICKR_FILE = re.compile(r"(?:/+[0-9]+)+/+0*([1-9][0-9]{0,19})_[^/]*", re.ASCII)
 
 
@@ -101,7 +101,7 @@ def web_photo(url: str) -> str:
             return flickr_photo(file[1])
     except ValueError:
         pass  # no address at all: it has an id all the same, to be refused by
-    address = re.sub(r"^https?://", "", url)
+    address = re.sub(r"^https?://", "", url, flags=re.IGNORECASE)
     return f"web-{hashlib.sha256(address.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
 
 

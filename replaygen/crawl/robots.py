@@ -31,7 +31,10 @@ _AGENT_LINES = ("user-agent", "useragent", "user agent")
 
 
 class _Rules:
-    """The rules of one origin. `protego` None: everything is allowed; `problem` (reason, detail, transient): nothing is."""
+    """The rules of one origin.
+
+    `protego` None: everything is allowed; `problem` (reason, detail, transient): nothing is.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -22,6 +22,9 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2*
 """glibc gives freed memory back to the system at once by Dask's default, and training, which frees and takes the same
 buffers in every iteration, then spends half of its time in page faults."""
 
+LEAVE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What a worker does first: a terminal sends Ctrl-C to every process, and it is the run that stops its workers."""
+
 
 class Executor(Protocol):
     """Takes tasks, gives them back done."""
@@ -53,7 +56,22 @@ class Inline:
         try:
             return task, execute(self._root, task)
         except Exception as error:
-            return task, error
+            failed = error
+        interrupt = _interrupt_behind(failed)
+        if interrupt is not None:
+            raise interrupt
+        return task, failed
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an error was made of: Python itself makes a RuntimeError of one in a class's `__set_name__`."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class OnDask:
@@ -133,9 +151,11 @@ def local_client(workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
+    first = dask.config.get("distributed.worker.preload")
     quiet = {
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MALLOC_ARENA_MAX": 1, **KEEP_MEMORY},
         "distributed.worker.memory.terminate": False,
+        "distributed.worker.preload": [*([first] if isinstance(first, str) else first), LEAVE_CTRL_C],
         "distributed.scheduler.allowed-failures": 3,
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }

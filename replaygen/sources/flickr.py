@@ -21,7 +21,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from replaygen.crawl.licences import FLICKR_NUMBERS, read_licence
 from replaygen.crawl.limits import ApiLimit

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from replaygen.testing.local_flickr import LocalFlickr
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -134,3 +139,15 @@ class Workspace:
 def workspace(tmp_path: Path, tiny_digits: Path) -> Workspace:
     """An empty workspace beside the tiny digit scenes."""
     return Workspace(tmp_path / "work", tiny_digits)
+
+
+@pytest.fixture
+def flickr(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalFlickr]:
+    """A local Flickr that serves the tiny data set's photos, and an environment that leads to it."""
+    from replaygen.testing.local_flickr import LocalFlickr
+
+    monkeypatch.setenv("REPLAYGEN_STATE", str(tmp_path / "rates"))
+    with LocalFlickr(workspace.data / "photos", licences=(4, 7, 9)) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from replaygen.runs.proof import proofs
 from replaygen.store import Shard
 from replaygen.testing.local_flickr import LocalFlickr
 
-FREE = (4, 7, 9)
 FLICKR = """
 [replay.flickr]
 source = "flickr"
@@ -44,16 +41,6 @@ trainer = "recall"
 replay = "flickr"
 """
 CRAWLING = TRAINING.replace("shard = 32", "shard = 8") + FLICKR
-
-
-@pytest.fixture
-def flickr(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalFlickr]:
-    """A local Flickr that serves the tiny data set's photos, and an environment that leads to it."""
-    monkeypatch.setenv("REPLAYGEN_STATE", str(tmp_path / "rates"))
-    with LocalFlickr(workspace.data / "photos", licences=FREE) as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def _plan(workspace: Workspace, **changes: Any) -> Plan:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Workspace
-from test_crawl_end_to_end import CRAWLING, FREE
+from test_crawl_end_to_end import CRAWLING
 from test_crawl_web import LISTS, _photo
 from typer.testing import CliRunner
 
@@ -27,16 +26,6 @@ from replaygen.testing.local_flickr import LocalFlickr
 from replaygen.testing.web import Reply, Server
 
 ONE_CLASS = CRAWLING.replace('source = "flickr"', 'source = "flickr"\nonly = ["three"]')
-
-
-@pytest.fixture
-def flickr(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalFlickr]:
-    """A local Flickr that serves the tiny data set's photos, and an environment that leads to it."""
-    monkeypatch.setenv("REPLAYGEN_STATE", str(tmp_path / "rates"))
-    with LocalFlickr(workspace.data / "photos", licences=FREE) as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def _fetched(workspace: Workspace, text: str = ONE_CLASS) -> Plan:

@@ -112,5 +112,5 @@ class CrawlHow(_Spec):
     deadline: float = Field(default=60.0, gt=0.0, description="seconds for one photo, all tries together")
     tries: int = Field(default=4, ge=1, le=20)
     most_wait: float = Field(default=120.0, ge=0.0, description="longest Retry-After that is waited for, in seconds")
-    most_mb: float = Field(default=20.0, gt=0.0, description="10^6 bytes that one photo may have")
+    most_mb: float = Field(default=10.0, gt=0.0, description="10^6 bytes that one photo may have")
     calls_per_hour: int = Field(default=3000, ge=1, le=3600, description="API calls of one key, over all processes")

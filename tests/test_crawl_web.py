@@ -140,6 +140,10 @@ def test_a_licence_that_the_list_does_not_tell_is_refused(
         told = _fetch(path)
         assert server.asked == ["/d.jpg"]
         assert told["refused"] == {"licence-unknown": 1, "licence-not-allowed": 1}
+        lists.write_text(lists.read_text().replace("licence", "license"))
+        told = _fetch(path, "--set", 'replay.list.web.unknown_licence="accept"')
+        assert sorted(server.asked[1:]) == ["/b.jpg", "/d.jpg"]
+        assert told["refused"] == {"licence-not-allowed": 1}
 
 
 def test_a_private_address_is_not_fetched(workspace: Workspace, environment: pytest.MonkeyPatch) -> None:
@@ -162,7 +166,7 @@ def test_the_key_appears_nowhere(workspace: Workspace, tmp_path: Path, workers: 
 
     from replaygen.testing.local_flickr import LocalFlickr
 
-    path = workspace.recipe(CRAWLING)
+    path = workspace.recipe(CRAWLING.replace('source = "flickr"', 'source = "flickr"\nonly = ["three"]'))
     said = b""
     with LocalFlickr(workspace.data / "photos", key=CANARY, secret=CANARY[::-1], licences=(4,)) as flickr:
         environ = {**os.environ, **flickr.environment(), "REPLAYGEN_STATE": str(tmp_path / "rates"),

@@ -129,7 +129,7 @@ class Downloader:
             Refused: with one of the reasons bad-address, private-address, unknown-host, connection-failed, tls,
                 timeout, cut-body, empty, too-large, bad-headers, bad-response, encoded-body, not-an-image, gone,
                 forbidden, not-served, unexpected-status, server-error, rate-limited, retry-later, opted-out, robots,
-                placeholder, redirect-loop, too-many-redirects, redirect-downgrade, closed.
+                robots-unreachable, placeholder, redirect-loop, too-many-redirects, redirect-downgrade, closed.
         """
         return self._fetch("GET", url)
 

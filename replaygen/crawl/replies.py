@@ -83,7 +83,8 @@ def refused_by(status: int, host: str) -> Refused:
 
 def problem_of(error: Exception, host: str, late: bool) -> Refused:
     """What went wrong with a request to `host`, in our words: urllib3's name the whole URL."""
-    if late or isinstance(error, wrong.TimeoutError | TimeoutError):
+    refused = isinstance(error, wrong.NewConnectionError)  # which is a kind of timeout to urllib3
+    if late or (isinstance(error, wrong.TimeoutError | TimeoutError) and not refused):
         return Refused("timeout", f"no answer from {host} in time", transient=True)
     cause: object = error
     if isinstance(error, wrong.ProtocolError | wrong.SSLError) and error.args:

@@ -31,6 +31,8 @@ _SIZES: Final = ("original_width", "original_height", "width", "height")
 _STATUS: Final = "status"
 _FAILED: Final = frozenset({"failed_to_download", "failed_to_resize"})
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_AMERICAN: Final = "license"
+"""Read where the list spells the column so: a licence that is told must not go unread."""
 _licence_of: Final = lru_cache(maxsize=1024)(read_licence)
 _HOST: Final = re.compile(r"[^\s%<>\"'`{}|^/?#@]+")
 
@@ -47,7 +49,9 @@ def read_list(path: Path, spec: WebSpec, *, classes: bool = False) -> Generator[
         DataError: while reading; it names the file and the row.
     """
     needed = {"url": spec.url, "class_column": spec.class_column} if classes else {"url": spec.url}
-    return _read_rows(path, needed, (spec.licence, spec.owner, spec.title, spec.page, spec.sha256, _STATUS, *_SIZES))
+    return _read_rows(
+        path, needed, (spec.licence, _AMERICAN, spec.owner, spec.title, spec.page, spec.sha256, _STATUS, *_SIZES)
+    )
 
 
 def candidates_of(path: Path, class_name: str, spec: WebSpec, *, wanted: int, gone: Callable[[str], bool]) -> Found:
@@ -109,7 +113,8 @@ class _Door:
         if address is None:
             self._refuse(web_photo(told), "bad-address")
             return
-        photo, licence = web_photo(address), _licence_of((row.get(self._spec.licence) or "")[:400])
+        told = row.get(self._spec.licence) or row.get(_AMERICAN) or ""
+        photo, licence = web_photo(address), _licence_of(told[:400])
         if reason := self._fault(row, photo, licence):
             self._refuse(photo, reason)
             return
@@ -131,7 +136,8 @@ class _Door:
         if sha256 and _sha256(sha256) is None:
             return "bad-sha256"
         if licence is None:
-            told = row.get(self._spec.licence) is not None or self._spec.licence in row.odd
+            columns = (self._spec.licence, _AMERICAN)
+            told = any(row.get(column) is not None or column in row.odd for column in columns)
             return "licence-unknown" if told or self._spec.unknown_licence == "reject" else None
         return None if licence in self._allowed else "licence-not-allowed"
 

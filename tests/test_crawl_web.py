@@ -15,6 +15,8 @@ import pytest
 from conftest import TINY_DATA, Workspace
 
 from replaygen.cli.app import app
+from replaygen.crawl.photos import web_photo
+from replaygen.store import Store
 from replaygen.testing.hostile import HostileServer
 from replaygen.testing.web import Reply, Server
 
@@ -153,6 +155,21 @@ def test_a_private_address_is_not_fetched(workspace: Workspace, environment: pyt
         told = _fetch(_recipe(workspace, [server.url("a.jpg"), "http://169.254.169.254/latest/meta-data/x.jpg"]))
         assert server.asked == []
         assert told["refused"] == {"bad-address": 1, "private-address": 1}  # an odd port, and a cloud's own address
+
+
+def test_the_same_bytes_at_another_address_are_purged_too(
+    workspace: Workspace, environment: pytest.MonkeyPatch
+) -> None:
+    """A file that lies at two addresses is one photo to its maker; the others stay."""
+    with Server(lambda path: (200, {}, _photo(int(path[1:-4]) // 2))) as server:
+        environment.setenv("REPLAYGEN_ALLOW_HOSTS", server.host)
+        path = _recipe(workspace, [server.url(f"{i}.jpg") for i in range(6)])
+        assert _fetch(path)["fetched"] == 6
+        store = Store(workspace.root / "cache")
+        report = store.purge([web_photo(server.url("2.jpg"))], "asked for")
+        assert set(report.photos) == {web_photo(server.url("2.jpg")), web_photo(server.url("3.jpg"))}
+        again = _fetch(path)
+        assert (again["fetched"], again["purged"]) == (4, 2)
 
 
 CANARY = "c4n4ry0f4k3y1234567890abcdef"

@@ -373,15 +373,22 @@ def fetch(url: str) -> tuple[int, bytes]:
 
 def test_the_foreground_server_says_how_to_use_it(data_root: Path) -> None:
     """It prints that it is not Flickr and the variables to export, and ends on an interrupt."""
-    code = "import pathlib, sys; from replaygen.testing.local_flickr import serve; serve(pathlib.Path(sys.argv[1]))"
+    code = (  # a background job's children ignore SIGINT otherwise
+        "import pathlib, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from replaygen.testing.local_flickr import serve; serve(pathlib.Path(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", code, str(data_root / "voc_animals")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        lines = [child.stdout.readline() for _ in range(5)]
-        child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 0
+        try:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(6)]
+            child.send_signal(signal.SIGINT)
+            assert child.wait(20) == 0
+        finally:
+            child.kill()
     assert "not Flickr" in lines[0]
-    names = [line.split("=")[0] for line in lines[1:]]
+    assert lines[1].startswith("# images ")
+    names = [line.split("=")[0] for line in lines[2:]]
     assert names == [f"export {name}" for name in VARIABLES]
 
 

@@ -120,7 +120,12 @@ def test_an_id_without_its_source_is_refused_with_the_right_one(tmp_path: Path, 
 
 def test_what_nothing_held_is_said_and_buried(world: World, tmp_path: Path) -> None:
     """A photo that a record holds, or that a search refused, is known; a tombstone makes it known too."""
-    told = cache("purge", "--photo", "flickr-12345", "--photo", "flickr-1", "--photo", "flickr-99", cwd=tmp_path).stdout
+    asked = ("purge", "--photo", "flickr-12345", "--photo", "flickr-1", "--photo", "flickr-99")
+    refused = cache(*asked, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "nothing in the store holds flickr-12345; nothing was changed" in refused.stderr
+    assert world.store.tombstones() == {}
+    told = cache(*asked, "--unseen", cwd=tmp_path).stdout
     assert [line for line in told.splitlines() if line.startswith("nothing in")] == [
         "nothing in the store held flickr-12345; it is buried all the same, so that it is never taken"
     ]

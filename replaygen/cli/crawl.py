@@ -185,6 +185,14 @@ def local_flickr(
     port: Annotated[int, typer.Option(help="0: any free one")] = 0,
 ) -> None:
     """Serve a folder of photos on this machine by Flickr's protocol, to try a recipe without Flickr."""
+    from replaygen.errors import DataError
     from replaygen.testing.local_flickr import serve
 
-    serve(folder, port)
+    if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
+        raise DataError(
+            "no folder with photos by class", where=str(folder), hint="give a folder that holds one folder a class"
+        )
+    try:
+        serve(folder, port)
+    except OSError as error:
+        raise DataError(f"cannot serve: {error.strerror}", where=f"port {port}", hint="give another --port") from None

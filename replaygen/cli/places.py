@@ -118,4 +118,7 @@ def doctor(as_json: Json = False) -> None:
     print(
         f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"
     )
+    for name in ("REPLAYGEN_FLICKR_URL", "REPLAYGEN_ALLOW_HOSTS", "REPLAYGEN_CONTACT", "REPLAYGEN_STATE"):
+        if os.environ.get(name):
+            print(f"  {name:<26} {os.environ[name]}")
     print(f"  FLICKR_API_KEY, _SECRET    {'set' if told['flickr_key'] else 'not set (only Flickr needs them)'}")

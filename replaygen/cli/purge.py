@@ -31,14 +31,18 @@ def purge(
     lift: Annotated[
         str | None, typer.Option("--lift", metavar="PHOTO", help="only remove the tombstone of a photo that is purged")
     ] = None,
+    unseen: Annotated[bool, typer.Option("--unseen", help="bury also what nothing in the store holds")] = False,
     root: Root = Path("cache"),
     as_json: Json = False,
 ) -> None:
     """Remove photos and all that was made from them, and see that they never come back.
 
+    Photos with the very same bytes go too. An id that nothing in the store holds is refused without --unseen.
+
     Without --photo it finishes a purge that was interrupted.
     """
     from replaygen.cli.cache import _open
+    from replaygen.errors import StoreError
 
     store = _open(root, readonly=dry_run)
     if lift is not None:
@@ -46,7 +50,13 @@ def purge(
             raise typer.BadParameter("it stands alone, with --cache and --json only", param_hint="--lift")
         _lift(store, lift, as_json)
         return
-    report = store.purge(photo or (), reason, dry_run=dry_run, pages=_page_folders(store, reports))
+    folders = _page_folders(store, reports)
+    if photo and not unseen and (unknown := store.purge(photo, reason, dry_run=True, pages=folders).unknown):
+        raise StoreError(
+            f"nothing in the store holds {', '.join(unknown)}; nothing was changed", where=str(store.root),
+            hint="`replaygen crawl attribution` tells the ids; --unseen buries it all the same, so that it never comes",
+        )  # fmt: skip
+    report = store.purge(photo or (), reason, dry_run=dry_run, pages=folders)
     if as_json:
         print(json.dumps(asdict(report)))
         return

@@ -130,7 +130,14 @@ class Plan:
     def notes(self) -> list[str]:
         """What was left out before any task, by source and class: nothing vanishes silently."""
         notes = []
+        for slot, key in self.slots.items():
+            record = self.store.get(key) if slot.startswith("fetch/") else None
+            if record is not None and record.counts.failed:
+                told = ", ".join(f"{reason} {count}" for reason, count in sorted(record.counts.failed.items()))
+                notes.append(f"{slot}: not fetched: {told}; `replaygen crawl fetch --only-failed` asks again")
         for source, photos in self.opened.photos.items():
+            if not any(slot.startswith(f"photos/{source}/") for slot in self.slots):
+                continue
             table = self.recipe.table.replay[source]
             for name in self.opened.scenario.names[1:]:
                 folder = table.folders.get(name, name)

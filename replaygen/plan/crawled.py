@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from replaygen.crawl.licences import allowed_licences
 from replaygen.crawl.specs import CrawlSpec, FlickrQuery, WebSpec
 from replaygen.errors import DataError, StoreError
 from replaygen.plan.recipe import ReplayTable
+from replaygen.sources.flickr_wire import api_is_elsewhere
 from replaygen.sources.urls import list_digest
 from replaygen.stages.crawl import FetchStage, FlickrSearchStage, UrlListStage
 from replaygen.stages.screen import EvaluatedLookStage, LookStage, SelectStage
@@ -160,6 +162,11 @@ def open_crawls(
         DataError: a missing package, a class without a list, a list that cannot be read; names the way out.
     """
     for source, table in replay.items():
+        if table.flickr is not None and table.flickr.as_of > datetime.now(UTC).date():
+            raise DataError(
+                f"replay.{source}.flickr.as_of = {table.flickr.as_of} lies ahead", where=where,
+                hint="give today or a day before: what is uploaded until then would never be seen",
+            )  # fmt: skip
         for package in (*_PACKAGES.get(table.source, ()), *(("imagehash", "cv2") if table.screens() else ())):
             if find_spec(package) is None:
                 raise DataError(
@@ -177,7 +184,8 @@ def _flickr_params(table: ReplayTable, name: str) -> dict[str, Any]:
     query = spec.query.get(name, FlickrQuery())
     asked = query.model_dump(mode="json") | {"text": query.text if query.text is not None else name}
     return {
-        "class_name": name, "query": asked, "as_of": spec.as_of.isoformat(), "since": spec.since.isoformat(),
+        "class_name": name, "api": "another server" if api_is_elsewhere() else "flickr.com",
+        "query": asked, "as_of": spec.as_of.isoformat(), "since": spec.since.isoformat(),
         "licences": sorted(allowed_licences(spec.licences)), "sort": spec.sort, "safe": spec.safe,
         "max_side": table.max_side, "min_side": table.min_side, "wanted": wanted(table),
     }  # fmt: skip

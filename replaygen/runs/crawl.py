@@ -52,7 +52,7 @@ def crawl_part(plan: Plan) -> Plan:
 def ask_again(plan: Plan) -> int:
     """Make every fetch with failed photos run again, for these photos only; how many photos that are.
 
-    What such a fetch has is remembered in its unfinished work, then its record is set aside.
+    What such a fetch has is remembered in its unfinished work, then its record is removed.
     """
     store, failed = plan.store, 0
     for key, task in plan.tasks.items():
@@ -66,7 +66,7 @@ def ask_again(plan: Plan) -> int:
             "photos": record.provenance["photos"],
         }  # fmt: skip
         replace_file(store.partial(key) / HAD, json.dumps(had, sort_keys=True).encode())
-        store.quarantine_record(key, "its failed photos are asked for again")
+        store.forget(key)
         failed += sum(record.counts.failed.values())
     return failed
 

@@ -214,6 +214,12 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def api_is_elsewhere() -> bool:
+    """Whether REPLAYGEN_FLICKR_URL names another server: what that says must never pass for Flickr's word."""
+    told = os.environ.get("REPLAYGEN_FLICKR_URL", "").strip()
+    return bool(told) and urlsplit(told).hostname not in ("api.flickr.com", "www.flickr.com")
+
+
 def api_address() -> str:
     """Where the API is: REPLAYGEN_FLICKR_URL, or Flickr itself; ApiFault where the key would go in the clear."""
     told = os.environ.get("REPLAYGEN_FLICKR_URL", "").strip() or "https://api.flickr.com/services/rest/"

@@ -22,12 +22,14 @@ HAD = "had.json"
 
 @dataclass(frozen=True)
 class FlickrSearchParams:
-    """query: text, synonyms, tags, any_tag, exclude; as_of, since: days, ISO 8601, UTC; licences: allowed ids.
+    """api: "flickr.com", or "another server"; query: text, synonyms, tags, any_tag, exclude; licences: allowed ids.
 
+    as_of, since: days, ISO 8601, UTC.
     max_side, min_side: pixels, for the choice among the sizes that Flickr offers; wanted: candidates.
     """
 
     class_name: str
+    api: str
     query: dict[str, Any]
     as_of: str
     since: str

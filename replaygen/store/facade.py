@@ -14,6 +14,7 @@ from typing import Any
 
 from replaygen.errors import StoreError
 from replaygen.store import fsops
+from replaygen.store.copies import copies
 from replaygen.store.du import DuReport, du
 from replaygen.store.gc import Collector, GcReport
 from replaygen.store.index import VerifiedIndex
@@ -119,6 +120,11 @@ class Store:
         """Publish in place of the key's record, under the key's lock: after a damaged object was rebuilt."""
         self._writable("replace a record")
         return self._records.replace(record)
+
+    def forget(self, key: str) -> None:
+        """Remove a record, durably, so that its task is run again; what it named stays until gc."""
+        self._writable("remove a record")
+        self._records.forget(key)
 
     def quarantine_record(self, key: str, why: str) -> None:
         """Move a record to quarantine, so that its task is run again."""
@@ -234,8 +240,9 @@ class Store:
     ) -> PurgeReport:  # fmt: skip
         """Bury photos, and remove them with all that was made from them, or with `dry_run` only tell.
 
-        Without photos it finishes what an interrupted purge, or `bury`, left. The other photos of a slice are kept
-        under the key that the next plan gives to it. All quarantined files go too, as they may hold a photo.
+        Photos with the very same bytes go too, under whatever id. Without photos it finishes what an interrupted
+        purge, or `bury`, left. The other photos of a slice are kept under the key that the next plan gives to it. All
+        quarantined files go too, as they may hold a photo.
 
         Args:
             photos: photo ids ("flickr-53412", "web-<20 hex>") or sample ids ("cow-flickr-53412", "cow-<16 hex>").
@@ -248,7 +255,9 @@ class Store:
         if not dry_run:
             self._writable("purge")
         folders = [pages] if isinstance(pages, Path) else list(pages or ())
-        return Purger(self._layout, pages=folders, dry_run=dry_run).run(photos, reason)
+        named = [photos] if isinstance(photos, str) else list(photos)
+        named += [photo for photo in copies(self._records, named, self.buried_bytes()) if photo not in named]
+        return Purger(self._layout, pages=folders, dry_run=dry_run).run(named, reason)
 
     # the whole store
 

@@ -113,6 +113,13 @@ class Records:
             fsops.sync_folder(path.parent)
         return Record.from_json(data)
 
+    def forget(self, key: str) -> None:
+        """Remove a record; its going is durable on return."""
+        path = self.path(key)
+        with self._locks.key(key, None), self._locks.writing(), fsops.explained("remove a record", path):
+            fsops.remove(path)
+            fsops.sync_folder(path.parent)
+
     def quarantine(self, key: str, why: str) -> None:
         """Move a record away, loudly. In read-only mode it is only reported."""
         quarantine(self._layout, self.path(key), "record", why, readonly=self._readonly)

@@ -33,7 +33,10 @@ from replaygen.testing.local_photos import (
     number,
 )
 
-NOTICE: Final = "A local stand-in for tests. It is not Flickr."
+NOTICE: Final = (
+    "A local stand-in for tests. It is not Flickr: owners, titles and licences are made up, "
+    "and some of the licences are not free."
+)
 LIES: Final = (
     "licence-filter",
     "date-filter",
@@ -226,7 +229,9 @@ def serve(root: Path, port: int = 0, **options: Any) -> None:
     """Serve the photos of a folder in the foreground, until interrupted; the lines to export are printed first."""
     with contextlib.suppress(KeyboardInterrupt), LocalFlickr(root, port=port, **options) as flickr:
         exports = (f"export {name}={value}" for name, value in flickr.environment().items())
-        print(f"# {NOTICE}", *exports, sep="\n", flush=True)
+        classes = Counter(photo.words[0] for photo in flickr.photos.values())
+        told = ", ".join(f"{name} {count}" for name, count in sorted(classes.items()))
+        print(f"# {NOTICE}", f"# {told}", *exports, sep="\n", flush=True)
         threading.Event().wait()
 
 

@@ -194,7 +194,7 @@ def test_the_key_appears_nowhere(workspace: Workspace, tmp_path: Path, workers: 
             ["crawl", "attribution", str(path), "--out", str(tmp_path / "ATTRIBUTION.md")],
             ["crawl", "attribution", str(path), "--out", str(tmp_path / "all.csv")],
             ["crawl", "revalidate", str(path), "--older-than", "0"],
-            ["cache", "purge", "--cache", str(workspace.root / "cache"), "--photo", "flickr-1"],
+            ["cache", "purge", "--cache", str(workspace.root / "cache"), "--photo", "flickr-1", "--unseen"],
         ]
         for command in commands:
             said += _said(command, environ)

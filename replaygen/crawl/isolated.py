@@ -78,10 +78,7 @@ class Decoder(AbstractContextManager["Decoder"]):
             Unfit: as `ingest`, and "decoder-crashed", "decoder-timeout", "decoder-memory".
             ReplaygenError: no child can be started (a library is missing), or this decoder is closed.
         """
-        (answer,) = self.ingest_many([data], max_side=max_side, min_side=min_side, keep=keep)
-        if isinstance(answer, Unfit):
-            raise answer
-        return answer
+        return _only(self.ingest_many([data], max_side=max_side, min_side=min_side, keep=keep))
 
     def ingest_many(
         self, photos: Sequence[bytes], *, max_side: int | None, min_side: int, keep: Keep
@@ -163,10 +160,7 @@ class Decoders(AbstractContextManager["Decoders"]):
 
     def ingest(self, data: bytes, *, max_side: int | None, min_side: int, keep: Keep) -> Ingested:
         """As `Decoder.ingest`, in whichever child is free."""
-        (answer,) = self.ingest_many([data], max_side=max_side, min_side=min_side, keep=keep)
-        if isinstance(answer, Unfit):
-            raise answer
-        return answer
+        return _only(self.ingest_many([data], max_side=max_side, min_side=min_side, keep=keep))
 
     def ingest_many(
         self, photos: Sequence[bytes], *, max_side: int | None, min_side: int, keep: Keep
@@ -188,6 +182,14 @@ class Decoders(AbstractContextManager["Decoders"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _only(answers: list[Ingested | Unfit]) -> Ingested:
+    """The one answer, raised where it is a refusal."""
+    (answer,) = answers
+    if isinstance(answer, Unfit):
+        raise answer
+    return answer
 
 
 def _closed() -> ReplaygenError:

@@ -200,12 +200,15 @@ class FetchStage(Stage[FetchParams]):
         asked = [Candidate.from_json(one) for one in left]
         had = _had(inputs, out, params.class_name)
         items, photos = had.keep([one.photo for one in asked], out)
-        missing = [one for one in asked if one.photo not in had]
-        for one in [one for one in missing if one.photo in buried]:
-            out.reject(one.photo, "tombstoned")
+        missing = []
+        for one in (one for one in asked if one.photo not in had):
+            if one.photo in buried:
+                out.reject(one.photo, "tombstoned")
+            else:
+                missing.append(one)
         downloader, decoders, threads = crawler(inputs.where, opt_out=params.opt_out, robots=params.robots)
         taken = take_all(
-            [one for one in missing if one.photo not in buried], downloader, decoders,
+            missing, downloader, decoders,
             Rules(params.max_side, params.min_side, params.keep, inputs.buried_bytes()), threads=threads,
             confirm=_confirm(params, inputs.where, flickr_api) if params.confirm else None,
         )  # fmt: skip

@@ -24,8 +24,8 @@ def crawler(where: Mapping[str, Any], *, opt_out: bool, robots: bool) -> tuple[D
 
     With several workers each takes its part of the connections and of the cores.
     """
-    threads = max(1, _how(where).connections // max(1, int(where.get("workers", 0))))
-    return downloader_of(where, opt_out=opt_out, robots=robots), _decoders(int(where.get("workers", 0))), threads
+    downloader = downloader_of(where, opt_out=opt_out, robots=robots)
+    return downloader, _decoders(_workers(where)), _how(where).connections
 
 
 def downloader_of(where: Mapping[str, Any], *, opt_out: bool, robots: bool = False) -> Downloader:
@@ -33,9 +33,7 @@ def downloader_of(where: Mapping[str, Any], *, opt_out: bool, robots: bool = Fal
     from replaygen.crawl.client import crawl_environment
 
     state, agent, allow = crawl_environment()
-    how = _how(where)
-    part = how.model_copy(update={"connections": max(1, how.connections // max(1, int(where.get("workers", 0))))})
-    return _downloader(part.model_dump_json(), str(state), agent, opt_out, robots, allow)
+    return _downloader(_how(where).model_dump_json(), str(state), agent, opt_out, robots, allow)
 
 
 def flickr_api(where: Mapping[str, Any]) -> FlickrApi:
@@ -48,9 +46,15 @@ def flickr_api(where: Mapping[str, Any]) -> FlickrApi:
 
 
 def _how(where: Mapping[str, Any]) -> CrawlHow:
+    """`[run.crawl]`, with this worker's part of the connections."""
     from replaygen.crawl.specs import CrawlHow
 
-    return CrawlHow.model_validate(where.get("crawl", {}))
+    how = CrawlHow.model_validate(where.get("crawl", {}))
+    return how.model_copy(update={"connections": max(1, how.connections // _workers(where))})
+
+
+def _workers(where: Mapping[str, Any]) -> int:
+    return max(1, int(where.get("workers", 0)))
 
 
 @lru_cache(maxsize=4)
@@ -71,7 +75,7 @@ def _decoders(workers: int) -> Decoders:
     from replaygen.crawl.isolated import Decoders
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    made = Decoders(max(1, cores // max(1, workers)))
+    made = Decoders(max(1, cores // workers))
     atexit.register(made.close)
     return made
 

@@ -17,10 +17,16 @@ from replaygen.canonical import digest_of
 from replaygen.classes import slug
 from replaygen.crawl.photos import Candidate
 from replaygen.errors import StoreError
+from replaygen.inpainters.base import identity_of
+from replaygen.inpainters.specs import EraseSpec
+from replaygen.runs.execute import execute
 from replaygen.runs.proof import Proof, proofs
 from replaygen.sample import encode_jpeg, encode_png
 from replaygen.stages import Task
+from replaygen.stages.erase import EraseStage
+from replaygen.stages.replay import ReplayStage
 from replaygen.store import Counts, OutputObject, Record, Store, task_key, write_shard
+from replaygen.testing.bad_inpainter import BadInpainter
 
 # a crawl in a real store, its records as the stages write them
 
@@ -120,16 +126,57 @@ class Crawl:
 
     def label(
         self, fetch: str, kept: list[str], rejected: dict[str, str] | None = None, *, model: str = "a",
-        channel: int = 1, selection: str | None = None,
+        channel: int = 1, selection: str | None = None, marks: dict[str, int] | None = None,
     ) -> str:  # fmt: skip
+        """`marks`: above which row other classes are in a picture."""
         mask = np.zeros((96, 128), np.uint8)
         mask[20:76, 30:98] = channel
-        members = {"mask.png": encode_png(mask), "label.json": encoded({"visible": [channel], "labeler": model})}
-        tar, positions = write_shard([(one, members) for one in kept])
+        items = []
+        for one in kept:
+            members = {"mask.png": encode_png(mask), "label.json": encoded({"visible": [channel], "labeler": model})}
+            if marks is not None and one in marks:
+                above = np.arange(96)[:, None] < marks[one]
+                members["erase.png"] = encode_png(np.broadcast_to(above, mask.shape).astype(np.uint8))
+            items.append((one, members))
+        tar, positions = write_shard(items)
         inputs = [("images", fetch), ("model", digest_of(model)), *([("selection", selection)] if selection else [])]
         outputs = {"labels.tar": tar, "labels.index.json": positions, **refused(rejected, None)}
         return self.task("label", {"channel": channel}, inputs, outputs, samples=len(kept),
                          rejected=list((rejected or {}).values()))  # fmt: skip
+
+    def made(self, task: Task) -> str:
+        """Plan a task of a real stage, and do it."""
+        self.tasks[task.key] = task
+        assert execute(str(self.root), task).state == "made"
+        return task.key
+
+    def trust(self, labels: Sequence[str], kept: list[str], rejected: dict[str, str]) -> str:
+        told = {"kept": kept, "rejected": [{"id": one, "reason": why, "value": 0.1} for one, why in rejected.items()]}
+        inputs = [("standards", digest_of("standards")), *(("labels", key) for key in labels)]
+        return self.task("trust", {}, inputs, {"selection.json": encoded({**told, "scores": {}})}, samples=len(kept),
+                         rejected=list(rejected.values()))  # fmt: skip
+
+    def erase(self, fetch: str, label: str, trust: str | None = None, **changes: Any) -> Task:
+        """The real task that erases what the labels' marks say."""
+        spec = EraseSpec(**changes)
+        params = {"erase": spec.identity(), "inpainter": identity_of(spec.identity()), "threads": 1}
+        inputs = [("images", fetch), ("labels", label), *([("trusted", trust)] if trust else [])]
+        return EraseStage.task(params, inputs=inputs, slot=f"erase/{fetch[:8]}", where=spec.where())
+
+    def knowledge(self, images: str, label: str, trust: str) -> str:
+        """The same labels under another key, as a later step would write them."""
+        record = self.store.get(label)
+        assert record is not None
+        names = ("labels.tar", "labels.index.json")
+        outputs = {name: self.store.read(record.output(name).digest) for name in names}
+        inputs = [("labels", label), ("images", images), ("helper", digest_of("helper")), ("trusted", trust)]
+        return self.task("knowledge", {"step": 2}, inputs, outputs, samples=record.output("labels.tar").samples)
+
+    def close(self, images: str, labels: str, trust: str, wanted: int) -> Task:
+        """The real task that closes a set."""
+        inputs = [("images", images), ("labels", labels), ("trusted", trust)]
+        params = {"class_name": "cow", "channel": 1, "wanted": wanted}
+        return ReplayStage.task(params, inputs=inputs, slot=f"replay/{labels[:8]}")
 
     def replay(
         self, name: str, parts: Sequence[tuple[str, str, int]], *, channel: int = 1, slot: str = "", wanted: int = 10
@@ -254,6 +301,62 @@ def test_one_labelling_that_keeps_a_photo_is_enough(crawl: Crawl) -> None:
     crawl.replay("cow", [(fetch, one, 1)])
     crawl.replay("cow", [(fetch, two, 0)], wanted=9)
     assert words(proofs(crawl)) == {"flickr-1": ("accepted", ""), "flickr-2": ("rejected", "class-absent")}
+
+
+def test_screened_and_erased_photos_are_told_behind_every_stage(crawl: Crawl) -> None:
+    """Label screens, erasing, later steps' labels and the best that are wanted: each tells from when on it stands."""
+    offered = [candidate(f"flickr-{i}") for i in range(1, 7)]
+    fetch = crawl.fetch("cow", crawl.search("cow", offered), offered)
+    lost, plain, odd, much, last, absent = (sample("cow", one["photo"]) for one in offered)
+    label = crawl.label(fetch, [lost, plain, odd, much, last], {absent: "class-absent"}, marks={lost: 16, much: 96})
+    told = dict.fromkeys((f"flickr-{i}" for i in range(1, 7)), ("accepted", ""))
+    told["flickr-6"] = ("rejected", "class-absent")
+    assert words(proofs(crawl)) == told
+    trust = crawl.trust([label], [plain, much, lost, last], {odd: "atypical"})
+    erase = crawl.erase(fetch, label, trust)
+    first = crawl.close(erase.key, erase.key, trust, 2)
+    crawl.tasks |= {task.key: task for task in (erase, first)}
+    told["flickr-3"] = ("rejected", "atypical")
+    assert words(proofs(crawl)) == told
+    crawl.made(erase)
+    told["flickr-4"] = ("rejected", "too-much-to-erase")
+    assert words(proofs(crawl)) == told
+    crawl.made(first)
+    told["flickr-5"] = ("rejected", "more-than-wanted")
+    later = crawl.knowledge(erase.key, erase.key, trust)
+    for sets in ([], [crawl.close(erase.key, later, trust, 2)]):
+        for task in sets:
+            crawl.made(task)
+        found = proofs(crawl)
+        assert words(found) == told
+        assert [proof.photo for proof in found if "parts erased" in proof.changes] == ["flickr-1"]
+        assert found[0].changes == "resized and re-encoded, parts erased"
+
+
+def test_a_photo_whose_filling_failed_says_so(crawl: Crawl) -> None:
+    """A server that spoils the picture: the photo is in no set, and the reason is the server's."""
+    offered = [candidate("flickr-1"), candidate("flickr-2")]
+    fetch = crawl.fetch("cow", crawl.search("cow", offered), offered)
+    label = crawl.label(fetch, ["cow-flickr-1", "cow-flickr-2"], marks={"cow-flickr-2": 16})
+    with BadInpainter("black-hole") as server:
+        erase = crawl.made(crawl.erase(fetch, label, backend="lama", server=server.url, sha256="0" * 64))
+    crawl.replay("cow", [(erase, erase, 1)])
+    assert words(proofs(crawl)) == {"flickr-1": ("accepted", ""), "flickr-2": ("failed", "inpainter-black")}
+
+
+def test_an_erased_photo_that_is_also_kept_whole_says_that_parts_were_erased(crawl: Crawl) -> None:
+    """Two sources share a label shard, and one erases: one copy in use that was changed is enough."""
+    one = candidate("flickr-1")
+    fetch = crawl.fetch("cow", crawl.search("cow", [one]), [one], keep="unchanged")
+    label = crawl.label(fetch, ["cow-flickr-1"], marks={"cow-flickr-1": 16})
+    crawl.replay("cow", [(fetch, label, 1)])
+    assert [proof.changes for proof in proofs(crawl)] == ["none"]
+    erase = crawl.made(crawl.erase(fetch, label))
+    closed = crawl.replay("cow", [(erase, erase, 0)])
+    assert [(proof.decision, proof.changes) for proof in proofs(crawl)] == [("accepted", "none")], "not in use"
+    del crawl.tasks[closed]
+    crawl.replay("cow", [(erase, erase, 1)], wanted=5)
+    assert [(proof.decision, proof.changes) for proof in proofs(crawl)] == [("accepted", "parts erased")]
 
 
 def test_a_photo_is_told_once_a_class(crawl: Crawl) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import cache, crawl, generator, places
+from replaygen.cli import cache, crawl, generator, places, showing
 from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
 from replaygen.cli.stopping import resumable
 
@@ -169,47 +169,7 @@ def report(
     print(json.dumps({"report": str(page)}) if as_json else f"wrote {page}")
 
 
-@app.command()
-def show(
-    recipe: RecipeName,
-    class_name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="a class of the recipe")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="write the class's contact sheet to this HTML file")] = None,
-    changes: Set = None,
-    cache_root: Cache = None,
-    as_json: Json = False,
-) -> None:
-    """Show the replay sets of a run: how many samples, from where, how good; a contact sheet with `--out`."""
-    from replaygen.classes import nearest_hint
-    from replaygen.errors import DataError
-    from replaygen.runs import replay_sets
-
-    found, store = open_recipe(recipe, changes, cache_root)
-    sets = replay_sets(found.plan(store))
-    if not sets:
-        hint = f"run it first: replaygen run {recipe}, with the same --set"
-        if not found.table.method:
-            hint = "without a [[method]] no model labels the photos; only exemplars become replay sets"
-        raise DataError("no replay set was made", where=str(store.root), hint=hint)
-    if class_name is not None:
-        chosen = {slot: one for slot, one in sets.items() if one.record.params["class_name"] == class_name}
-        if not chosen:
-            known = {one.record.params["class_name"] for one in sets.values()}
-            raise DataError(f"no replay of {class_name!r} was made", hint=nearest_hint(class_name, known))
-        sets = chosen
-    rows = [
-        {"slot": slot, "samples": len(one), "wanted": one.manifest["wanted"], "shortfall": one.manifest["shortfall"]}
-        for slot, one in sets.items()
-    ]
-    if as_json:
-        print(json.dumps({"replay": rows}))
-    else:
-        for row in rows:
-            print(f"{row['samples']:>6} of {row['wanted']:<6} {row['slot']}")
-    if out is not None and sets:
-        from replaygen.report import sheet
-
-        sheet(next(iter(sets.values()))).save(out)
-        print(f"wrote {out}", file=sys.stderr)
+app.command()(showing.show)
 
 
 _DEMO = """\

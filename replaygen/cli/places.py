@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from replaygen.cli.options import Json
+
+if TYPE_CHECKING:
+    from replaygen.inpainters.lama_env import Environment
 
 recipes = typer.Typer(no_args_is_help=True, help="List recipes and trainers, copy them into this workspace.")
 
@@ -92,11 +96,24 @@ _PACKAGES = {
 }  # fmt: skip
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    install: Annotated[
+        str | None, typer.Option("--install", metavar="NAME", help="make the environment of: lama (an inpainter)")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="with --install: share no package with this environment")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what is installed, what is missing for what, and whether there is a GPU."""
+    if install is not None or full:
+        _install(install, full=full, as_json=as_json)
+        return
     import os
     import platform
     from importlib.util import find_spec
+
+    from replaygen.inpainters.lama_env import HINT, environment
 
     rows = {name: find_spec(name) is not None for name in _PACKAGES}
     device = "none"
@@ -104,9 +121,11 @@ def doctor(as_json: Json = False) -> None:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
+    lama = environment()
     told = {
         "python": platform.python_version(), "packages": rows, "device": device, "cores": os.cpu_count(),
         "REPLAYGEN_DATA": os.environ.get("REPLAYGEN_DATA"),
+        "lama": lama.as_json(),
         "flickr_key": bool(os.environ.get("FLICKR_API_KEY") and os.environ.get("FLICKR_API_SECRET")),
     }  # fmt: skip
     if as_json:
@@ -118,7 +137,27 @@ def doctor(as_json: Json = False) -> None:
     print(
         f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"
     )
+    print(f"  lama-cleaner               {_told(lama) if lama.ready else f'{lama.why} (erases with LaMa): {HINT}'}")
     for name in ("REPLAYGEN_FLICKR_URL", "REPLAYGEN_ALLOW_HOSTS", "REPLAYGEN_CONTACT", "REPLAYGEN_STATE"):
         if os.environ.get(name):
             print(f"  {name:<26} {os.environ[name]}")
     print(f"  FLICKR_API_KEY, _SECRET    {'set' if told['flickr_key'] else 'not set (only Flickr needs them)'}")
+
+
+def _install(name: str | None, *, full: bool, as_json: bool) -> None:
+    from replaygen.errors import RecipeError
+    from replaygen.inpainters.lama_env import install
+
+    if name != "lama":
+        what = "--full says how to install" if name is None else f"doctor installs no {name!r}"
+        raise RecipeError(what, hint="replaygen doctor --install lama [--full]")
+    made = install(full=full, say=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(made.as_json()) if as_json else f"lama-cleaner               {_told(made)}")
+
+
+def _told(lama: Environment) -> str:
+    versions = dict(lama.versions)
+    parts = ", ".join(f"{name} {versions[name]}" for name in ("lama-cleaner", "torch") if name in versions)
+    seen = "; sees packages of another environment" if lama.shared else ""
+    changed = f"; changed since it was made: {', '.join(lama.changed)}" if lama.changed else ""
+    return f"{parts} in {lama.path}{seen}{changed}"

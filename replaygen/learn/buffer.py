@@ -31,7 +31,7 @@ class ReplayShard:
 
     A label's ids are among the image's; images without a label were rejected and are left out. `group` is the channel
     that the samples were made for; None: the first visible class of each label. `take`: how many of the labels belong
-    to the set, the first in the order of their ids; None: all.
+    to the set, the first in the order of their ids; None: all; `kept`: which ones, where they were chosen.
     """
 
     images: Shard
@@ -39,11 +39,12 @@ class ReplayShard:
     features: FeatureFile | None = None
     group: int | None = None
     take: int | None = None
+    kept: tuple[str, ...] | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The samples that belong to the set."""
-        return self.labels.ids[: self.take]
+        return self.labels.ids[: self.take] if self.kept is None else self.kept
 
 
 class HasShards(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from replaygen.learn.heads import (
 )
 from replaygen.learn.specs import NetworkSpec, When
 
-if TYPE_CHECKING:
-    from replaygen.learn.encoders import Encoder
-
 
 class SegNet(nn.Module):
     """Encoder, head, and what of them is frozen at which step.
@@ -35,14 +32,16 @@ class SegNet(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, channels: int, *, freeze: When = "never", freeze_bn: When = "never"
-    ) -> None:
+        self, encoder: nn.Module, head: nn.Module, channels: int, *, freeze: When = "never", freeze_bn: When = "never",
+        make_head: Callable[[int], nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.channels = channels
         self.freeze: When = freeze
         self.freeze_bn: When = freeze_bn
+        self._make_head = make_head
         self.step = 0
         self.at_step(0)
 
@@ -118,6 +117,28 @@ class SegNet(nn.Module):
         self.channels = channels
         return self
 
+    def renewed(self, channels: int, seed: int = 0, *, keep: bool = False) -> SegNet:
+        """Give the network a new head for `channels` classes, which depends on `seed` only; returns the network itself.
+
+        Normalisation of the taps (`InputNorm`) belongs to the encoder, and stays. With `keep` all layers stay but the
+        classifiers, which are new.
+
+        Raises:
+            ModelError: the network was not built by `build_network`, so nobody knows what its head is made of.
+        """
+        if self._make_head is None:
+            raise ModelError("this network cannot make another head", hint="build it with `build_network`")
+        before = dict(self.head.named_modules())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = self._make_head(channels)
+        for name, module in self.head.named_modules():
+            leaf = not isinstance(module, Classifier) and not list(module.children())
+            if isinstance(module, InputNorm) or (keep and leaf):
+                module.load_state_dict(before[name].state_dict())
+        self.channels = channels
+        return self.at_step(self.step)
+
     def saved_tensors(self) -> dict[str, Tensor]:
         """Name -> tensor of all that a checkpoint must hold: everything, but for an encoder that is always frozen."""
         return {
@@ -140,26 +161,33 @@ def build_network(spec: NetworkSpec, channels: int, seed: int) -> SegNet:
         torch.manual_seed(0 if spec.freeze == "always" else seed)
         if spec.kind == "small":
             encoder: nn.Module = SmallEncoder(spec.widths)
-            head: nn.Module = TopDownHead(spec.widths, channels)
+
+            def make_head(channels: int) -> nn.Module:
+                return TopDownHead(spec.widths, channels)
         else:
             from replaygen.learn.encoders import build_encoder
 
-            encoder = build_encoder(spec)
+            taps = build_encoder(spec)
+            encoder = taps
             if spec.freeze == "always":
                 torch.manual_seed(seed)
-            head = _head(spec, encoder, channels)
-    return SegNet(encoder, head, channels, freeze=spec.freeze, freeze_bn=spec.freeze_bn)
+
+            def make_head(channels: int) -> nn.Module:
+                return _head(spec, taps.widths, channels)
+
+        head = make_head(channels)
+    return SegNet(encoder, head, channels, freeze=spec.freeze, freeze_bn=spec.freeze_bn, make_head=make_head)
 
 
-def _head(spec: NetworkSpec, encoder: Encoder, channels: int) -> nn.Module:
+def _head(spec: NetworkSpec, widths: tuple[int, ...], channels: int) -> nn.Module:
     if spec.head == "deeplabv2":
-        return DeepLabV2Head(encoder.widths, channels, spec.rates, spec.dropout)
+        return DeepLabV2Head(widths, channels, spec.rates, spec.dropout)
     if spec.head == "aspp":
-        if len(encoder.widths) < 2:
+        if len(widths) < 2:
             raise ModelError("head 'aspp' needs two taps or more", hint='network.taps = ["8", "16"]')
-        return AsppHead(encoder.widths, channels, width=spec.width, rates=spec.rates, dropout=spec.dropout)
+        return AsppHead(widths, channels, width=spec.width, rates=spec.rates, dropout=spec.dropout)
     return LightHead(
-        encoder.widths, channels, width=spec.width, convs=spec.convs, separable=spec.separable,
+        widths, channels, width=spec.width, convs=spec.convs, separable=spec.separable,
         image_pooling=spec.image_pooling, dropout=spec.dropout,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Recipe -> tasks with keys. Pure: it reads no image, makes no file, and the same recipe gives the same keys.
 
 The walk, per seed and method, for each step k: features (of a frozen encoder) and labels of the step's images; train;
-evaluate; then, while a later step is to come, photos of the classes just learnt are labelled by that model, once, and
-closed into one replay set per class, which every later training of the chain reads.
+evaluate; then, while a later step is to come, photos of the classes just learnt are labelled, once, by that model or
+its helper, and closed into one replay set per class, which every later training of the chain reads (`plan.labelled`).
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import DataError
+from replaygen.inpainters.base import identity_of
 from replaygen.learn.specs import HOW
 from replaygen.plan.crawled import CRAWLED, CrawledTasks, Purged
 from replaygen.plan.generated import GENERATED, GeneratedTasks
+from replaygen.plan.labelled import Held, LabelledTasks, seen
 from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import Row, Rows
-from replaygen.sources.exemplar import choose
 from replaygen.sources.folder import candidates, photo_id
-from replaygen.stages.base import Task
+from replaygen.stages.base import Stage, Task
+from replaygen.stages.erase import RemoveStage
 from replaygen.stages.evaluate import EvaluateStage
-from replaygen.stages.features import CurrentFeatureStage, ReplayFeatureStage
+from replaygen.stages.features import CurrentFeatureStage
 from replaygen.stages.given import GivenParams, GivenStage
-from replaygen.stages.label import LabelStage, RelabelStage
-from replaygen.stages.replay import ReplayStage
-from replaygen.stages.source import ExemplarStage, PhotoStage
+from replaygen.stages.relabel import RelabelStage, UncertaintyStage
+from replaygen.stages.source import PhotoStage
 from replaygen.stages.train import TrainStage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.labelers.specs import TeacherSpec
     from replaygen.plan.generators import GeneratorAt
     from replaygen.scenario import Scenario, Step
 
@@ -48,6 +50,7 @@ class Opened:
         where: what workers need to open the same things, and no key knows.
         rows: the recipe's rows with their method files.
         lists: per source `web`, its list of addresses, or the folder with one a class.
+        teachers: per source that a teacher labels, what it is, its files pinned.
         purged: the photos that may never come back.
     """
 
@@ -61,7 +64,17 @@ class Opened:
     where: dict[str, Any]
     given: tuple[Path, GivenParams] | None = None
     lists: Mapping[str, Path] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherSpec] = field(default_factory=dict)
     purged: Purged = field(default_factory=Purged)
+
+
+@dataclass(frozen=True)
+class Current:
+    """What a step trains on instead of its own: label shards, image shards that lost something, and their features."""
+
+    labels: tuple[str, ...] = ()
+    pixels: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 @dataclass
@@ -107,6 +120,7 @@ class Builder:
         self.image_shards: dict[tuple[str, int], list[str]] = {}
         self.generated = GeneratedTasks(self)
         self.crawled = CrawledTasks(self)
+        self.labelled = LabelledTasks(self)
 
     def build(self) -> Built:
         """All of it."""
@@ -126,19 +140,24 @@ class Builder:
         steps = self.scenario.steps
         model = self._base(seed)
         self._evaluate(0, model, f"base/seed{seed}")
-        replay_sets: list[str] = []
+        held: list[Held] = []
+        current = Current()
         chain = f"{row.name}/seed{seed}"
         for k in range(1, len(steps)):
+            replay_sets = []
             if row.replay is not None:
                 labeled_by = chain if k > 1 else f"base/seed{seed}"
-                replay_sets += self._replay(row.replay, steps[k - 1], model, labeled_by, seed)
-            relabelled = self._relabel(k, model, chain) if row.inpaint else []
-            model = self._train(k, row, seed, chain, model, relabelled, replay_sets)
+                inpainted = () if current.pixels else current.labels  # those labels are of other pixels
+                held += self.labelled.held(row.replay, steps[k - 1], model, labeled_by, seed, inpainted)
+                at_step = [self.labelled.at_step(one, k, row, seed, chain) for one in held]
+                held, replay_sets = [one for one, _ in at_step], [key for _, key in at_step]
+            current = self._current(k, model, chain, row.inpaint)
+            model = self._train(k, row, seed, chain, model, current, replay_sets)
             self._evaluate(k, model, chain)
 
     def _base(self, seed: int) -> str:
         if self.opened.given is None:
-            return self._train(0, self.opened.rows.base, seed, f"base/seed{seed}", None, [], [])
+            return self._train(0, self.opened.rows.base, seed, f"base/seed{seed}", None, Current(), [])
         folder, params = self.opened.given
         where = {"folder": str(folder), "network": self.opened.where["network"], "device": self.opened.where["device"]}
         told = {**asdict(params), "names": list(params.names)}
@@ -147,19 +166,20 @@ class Builder:
     def _joint(self, row: Row, seed: int) -> None:
         last = len(self.scenario.steps) - 1
         chain = f"{row.name}/seed{seed}"
-        model = self._train(last, row, seed, chain, None, [], [])
+        model = self._train(last, row, seed, chain, None, Current(), [])
         self._evaluate(last, model, chain)
 
     def _train(
-        self, k: int, row: Row, seed: int, chain: str, previous: str | None, relabelled: Sequence[str],
+        self, k: int, row: Row, seed: int, chain: str, previous: str | None, current: Current,
         replay_sets: Sequence[str],
     ) -> str:  # fmt: skip
         opened, recipe, method = self.opened, self.recipe, row.method
         steps = range(len(self.scenario.steps)) if method.all_data else (k,)
         inputs: Inputs = [("previous", previous)] if previous is not None else []
         for step in steps:
-            inputs += self._step_features(step)
-        inputs += [("labels", key) for key in relabelled] + [("replay", key) for key in replay_sets]
+            inputs += self.step_features(step)
+        roles = (("features", current.features), ("pixels", current.pixels), ("labels", current.labels))
+        inputs += [(role, key) for role, keys in (*roles, ("replay", replay_sets)) for key in keys]
         params = {
             "method": method.digest, "options": row.own, "fit": row.fit, "step": k,
             "all_data": method.all_data, "dataset": opened.dataset.digest, "scenario": self.scenario.digest,
@@ -200,8 +220,8 @@ class Builder:
             for step in self.scenario.steps:
                 for channel in self.channels(table, step):
                     if table.source == "exemplar":
-                        kept = self._exemplars(source, table, step, channel)
-                        self._close(source, table, channel, f"replay/{source}", kept, kept)
+                        self.labelled.held(source, step, "", "", 0)
+                        break  # that was every class of the step
                     else:
                         images = self.images(source, table, step, channel)
                         self.crawled.selection(source, table, channel, images)
@@ -213,7 +233,8 @@ class Builder:
         for i, start in enumerate(range(0, len(ids), self.recipe.shard)):
             yield i, tuple(ids[start : start + self.recipe.shard])
 
-    def _step_features(self, k: int) -> Inputs:
+    def step_features(self, k: int) -> Inputs:
+        """Cached features of a step's own images, one a slice; none where the encoder learns."""
         return self._features_of(f"current/step{k}", self.scenario.steps[k].ids, self.views)
 
     def _features_of(self, name: str, ids: Sequence[str], views: Mapping[str, Any]) -> Inputs:
@@ -225,7 +246,7 @@ class Builder:
             for i, part in self.slices(ids):
                 params = {
                     "dataset": self.opened.dataset.digest, "ids": list(part), "network": self.encoder,
-                    "views": _seen(views), "threads": self.recipe.threads,
+                    "views": seen(views), "threads": self.recipe.threads,
                 }  # fmt: skip
                 task = CurrentFeatureStage.task(
                     params, slot=f"features/{name}/{i:04d}", where=self.current_where, requested=len(part)
@@ -233,20 +254,46 @@ class Builder:
                 self.features[name].append(("features", self.built.add(task)))
         return self.features[name]
 
-    def _relabel(self, k: int, model: str, chain: str) -> list[str]:
-        keys: list[str] = []
-        if not set(self.scenario.steps[k].old) - set(self.scenario.visible(k)):
-            return keys  # the step's own labels show the old classes: nothing hides in their background
+    def _current(self, k: int, model: str, chain: str, mode: str | None) -> Current:
+        """What becomes of a step's own labels and images, where old classes hide in their background."""
+        if mode is None or not set(self.scenario.steps[k].old) - set(self.scenario.visible(k)):
+            return Current()  # the step's own labels show the old classes: nothing hides in their background
+        told = self.recipe.relabel
+        asked = {
+            "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "flip": told.flip,
+            "looks": min(told.looks, self.recipe.views.count), "views": self.views, "threads": self.recipe.threads,
+        }  # fmt: skip
+        params: dict[str, Any] = {"unsure": told.unsure if mode == "confidence" else 0.0}
+        where, before = self.current_where, []
+        stage: type[Stage[Any]] = RelabelStage
+        if mode == "pixels":
+            erase = told.erase.identity()
+            params |= {"erase": erase, "inpainter": identity_of(erase)}
+            where, stage = {**where, **told.erase.where()}, RemoveStage
+        else:
+            # PLOP's floor is for a mean over channels, the stage's for the entropy divided by log V
+            floor = told.floor * (1 + len(self.scenario.steps[k].old)) if mode == "entropy" else 0.0
+            params |= {"mode": mode, "floor": floor}
+        if mode == "entropy":
+            before = self._sliced(UncertaintyStage, k, model, f"uncertainty/{chain}/step{k}", asked, where, [])
+        inputs = [("uncertainty", key) for key in before]
+        slot = f"{stage.name}/{chain}/step{k}"
+        labels = self._sliced(stage, k, model, slot, {**asked, **params}, where, inputs)
+        if mode != "pixels":
+            return Current(labels=tuple(labels))
+        encoded = self.labelled.encode(labels, f"features/{slot}")
+        return Current(tuple(labels), tuple(labels), tuple(encoded))
+
+    def _sliced(
+        self, stage: type[Stage[Any]], k: int, model: str, slot: str, params: Mapping[str, Any],
+        where: dict[str, Any], inputs: Inputs,
+    ) -> list[str]:  # fmt: skip
+        """A task of a stage for each slice of a step's images, with the model and the slice's features."""
+        keys = []
         for i, ids in self.slices(self.scenario.steps[k].ids):
-            params = {
-                "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": k, "ids": list(ids),
-                "unsure": self.recipe.relabel.unsure, "flip": self.recipe.relabel.flip, "views": self.views,
-                "looks": min(self.recipe.relabel.looks, self.recipe.views.count), "threads": self.recipe.threads,
-            }  # fmt: skip
-            features = self._step_features(k)[i : i + 1]
-            task = RelabelStage.task(
-                params, inputs=[("model", model), *features], slot=f"relabel/{chain}/step{k}/{i:04d}",
-                where=self.current_where, requested=len(ids),
+            task = stage.task(
+                {**params, "ids": list(ids)}, inputs=[("model", model), *self.step_features(k)[i : i + 1], *inputs],
+                slot=f"{slot}/{i:04d}", where=where, requested=len(ids),
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
@@ -268,36 +315,6 @@ class Builder:
                 shards = self._photos(source, table, channel)
             self.image_shards[source, channel] = shards
         return self.image_shards[source, channel]
-
-    def _replay(self, source: str, step: Step, model: str, labeled_by: str, seed: int) -> list[str]:
-        table = self.recipe.replay[source]
-        keys = []
-        for channel in self.channels(table, step):
-            if table.source == "exemplar":
-                images = labels = self._exemplars(source, table, step, channel)
-                slot = f"replay/{source}"
-            else:
-                images = self.images(source, table, step, channel)
-                labels = self._labels(source, table, step, channel, model, labeled_by, images)
-                slot = f"replay/{source}/{labeled_by}"
-            if table.source in GENERATED:
-                base = self.built.slots[f"train/base/seed{seed}/step0"]
-                self.generated.quality(source, table, step, channel, seed, base, images, labels)
-            keys.append(self._close(source, table, channel, slot, images, labels))
-        return keys
-
-    def _close(
-        self, source: str, table: ReplayTable, channel: int, slot: str, images: Sequence[str], labels: Sequence[str]
-    ) -> str:
-        name = self.scenario.names[channel]
-        features = self._replay_features(source, table, channel, images) if self.opened.rows.rows else []
-        roles = (("images", images), ("labels", labels), ("features", features))
-        task = ReplayStage.task(
-            {"class_name": name, "channel": channel, "wanted": table.count},
-            inputs=[(role, key) for role, keys in roles for key in keys], slot=f"{slot}/{name}",
-            requested=sum(self.built.tasks[key].requested for key in labels),
-        )  # fmt: skip
-        return self.built.add(task)
 
     def _photos(self, source: str, table: ReplayTable, channel: int) -> list[str]:
         name = self.scenario.names[channel]
@@ -322,66 +339,3 @@ class Builder:
 
     def _purged(self, name: str, file: tuple[str, str]) -> bool:
         return photo_id(name, file[1]) in self.opened.purged.photos
-
-    def _exemplars(self, source: str, table: ReplayTable, step: Step, channel: int) -> list[str]:
-        name = self.scenario.names[channel]
-        raw = self.opened.dataset.classes.by_name(name).id
-        ids = choose(step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed)
-        keys = []
-        for i, part in self.slices(ids):
-            params = {
-                "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "class_name": name,
-                "step": step.index, "ids": list(part),
-            }  # fmt: skip
-            task = ExemplarStage.task(
-                params, slot=f"exemplars/{source}/{name}/{i:04d}", where=self.current_where, requested=len(part)
-            )
-            keys.append(self.built.add(task))
-        return keys
-
-    def _labels(
-        self, source: str, table: ReplayTable, step: Step, channel: int, model: str, labeled_by: str,
-        images: Sequence[str],
-    ) -> list[str]:  # fmt: skip
-        name = self.scenario.names[channel]
-        params = {
-            "class_name": name, "channel": channel, "restrict": table.label, "unsure": table.unsure,
-            "min_share": table.min_share, "flip": table.flip, "views": self.views,
-            "looks": min(table.looks, self.recipe.views.count),
-            "threads": self.recipe.threads,
-        }  # fmt: skip
-        where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
-        features = [("features", key) for key in self._replay_features(source, table, channel, images)]
-        selection = self._selection(source, table, channel, images)
-        keys = []
-        for i, image in enumerate(images):
-            task = LabelStage.task(
-                params, inputs=[("images", image), ("model", model), *features[i : i + 1], *selection], where=where,
-                slot=f"label/{source}/{labeled_by}/{name}/{i:04d}", requested=self.built.tasks[image].requested,
-            )  # fmt: skip
-            keys.append(self.built.add(task))
-        return keys
-
-    def _selection(self, source: str, table: ReplayTable, channel: int, images: Sequence[str]) -> Inputs:
-        key = self.crawled.selection(source, table, channel, images)
-        return [("selection", key)] if key is not None else []
-
-    def _replay_features(self, source: str, table: ReplayTable, channel: int, images: Sequence[str]) -> list[str]:
-        if not self.cached:
-            return []
-        name, selection = self.scenario.names[channel], self._selection(source, table, channel, images)
-        params = {"network": self.encoder, "views": _seen(self.views), "threads": self.recipe.threads}
-        where = {"network": self.opened.where["network"], "device": self.opened.where["device"]}
-        keys = []
-        for i, image in enumerate(images):
-            task = ReplayFeatureStage.task(
-                params, inputs=[("images", image), *selection], where=where, slot=f"features/{source}/{name}/{i:04d}",
-                requested=self.built.tasks[image].requested,
-            )  # fmt: skip
-            keys.append(self.built.add(task))
-        return keys
-
-
-def _seen(views: Mapping[str, Any]) -> dict[str, Any]:
-    """What an encoder's features depend on of the views: not the size of the masks."""
-    return {name: value for name, value in views.items() if name != "label_size"}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaygen.classes import nearest_hint
 from replaygen.errors import DataError, RecipeError, ScenarioError
+from replaygen.inpainters.lama_env import needed
 from replaygen.plan.build import Opened
 from replaygen.plan.crawled import Purged, open_crawls
 from replaygen.plan.generators import open_generators
 from replaygen.plan.recipe import RecipeTable, ReplayTable
-from replaygen.plan.rows import resolve_rows
+from replaygen.plan.rows import Rows, resolve_rows
 from replaygen.plan.workspace import expand_path
 from replaygen.stages.given import read_given
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.labelers.specs import TeacherSpec
     from replaygen.learn.specs import NetworkSpec
     from replaygen.scenario import Scenario
     from replaygen.store import Store
@@ -62,6 +65,9 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
             photos[name] = FolderPhotos(place, cache_dir, min_side=table.min_side or None)
         else:
             lists[name] = place
+    rows = resolve_rows(recipe, workspace=workspace, where=str(path))
+    _check_tools(recipe, rows, path)
+    teachers = _teachers(recipe, scenario, path=path, workspace=workspace)
     open_crawls(recipe.replay, lists, scenario.names[1:], where=str(path))
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
@@ -76,11 +82,12 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
         scenario=scenario,
         photos=photos,
         lists=lists,
+        teachers=teachers,
         purged=Purged(store),
         generators=open_generators(recipe, scenario, path=path, workspace=workspace, cache_dir=cache_dir),
         network=spec.identity(),
         encoder=spec.encoder_identity() if spec.kind != "small" else {},
-        rows=resolve_rows(recipe, workspace=workspace, where=str(path)),
+        rows=rows,
         where={
             "data": data,
             "scenario": cut,
@@ -88,6 +95,47 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
             "device": recipe.run.device,
         },
     )
+
+
+def _teachers(recipe: RecipeTable, scenario: Scenario, *, path: Path, workspace: Path) -> dict[str, TeacherSpec]:
+    """The models that label instead of the learner, their files pinned and their classes checked."""
+    found = {}
+    for name, table in recipe.replay.items():
+        if table.teacher is None:
+            continue
+        spec = table.teacher
+        if spec.revision is None:
+            folder = expand_path(spec.model, workspace=workspace, where=str(path))
+            spec = spec.model_copy(update={"model": str(folder)})
+        spec.check(scenario.names[1:])
+        found[name] = spec.pinned()
+        labels = spec.labels()
+        if labels is None:
+            continue
+        for step in scenario.steps[:-1]:  # of the last step nothing is replayed
+            names = [scenario.names[channel] for channel in step.new]
+            if table.only is None or not set(names).isdisjoint(table.only):
+                spec.indices(names, labels)
+    return found
+
+
+def _check_tools(recipe: RecipeTable, rows: Rows, path: Path) -> None:
+    """Look for what erasing and outlines need, before any work.
+
+    Raises:
+        DataError: OpenCV is missing. ModelError: LaMa's environment is.
+    """
+    erasing = {f"replay.{name}.erase": table.erase for name, table in recipe.replay.items() if table.erase is not None}
+    if any(row.inpaint == "pixels" for row in rows.rows):
+        erasing['inpaint = "pixels"'] = recipe.relabel.erase
+    drawing = [
+        f'replay.{name}.refine = "grabcut"' for name, table in recipe.replay.items() if table.refine == "grabcut"
+    ]
+    for what in (*erasing, *drawing):
+        if find_spec("cv2") is None:
+            raise DataError(f"{what} needs the package cv2", where=str(path), hint="pip install 'replaygen[inpaint]'")
+    if any(spec.backend == "lama" and spec.server is None for spec in erasing.values()):
+        needed()
 
 
 def scenario_arguments(recipe: RecipeTable) -> dict[str, Any]:

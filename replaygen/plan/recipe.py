@@ -15,7 +15,13 @@ from replaygen.crawl.specs import CrawlHow, CrawlSpec, FlickrSpec, ScreenSpec, W
 from replaygen.datasets.opening import OPTIONS
 from replaygen.errors import RecipeError
 from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSpec
+from replaygen.inpainters.specs import EraseSpec
+from replaygen.labelers.specs import TeacherSpec
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
+from replaygen.screens.specs import TrustSpec
+
+InpaintMode = Literal["argmax", "confidence", "entropy", "pixels"]
+"""Background inpainting: RECALL's, with a threshold, with PLOP's, or by erasing old objects from the image."""
 
 
 class Table(BaseModel):
@@ -61,6 +67,9 @@ class ScenarioTable(Table):
     protocol: Literal["background", "ignore"] = "background"
 
 
+_LABELLED = ("folder", "biggan", "diffusion", "fitted", "flickr", "web")
+"""Sources whose images get a pseudo-label."""
+
 _TABLES_OF = {
     "folders": ("folder", "web"),
     "biggan": ("biggan",),
@@ -72,6 +81,9 @@ _TABLES_OF = {
     "web": ("web",),
     "crawl": ("flickr", "web"),
     "screen": ("folder", "flickr", "web"),
+    "trust": _LABELLED,
+    "erase": _LABELLED,
+    "teacher": _LABELLED,
 }
 
 
@@ -98,7 +110,15 @@ class ReplayTable(Table):
     web: WebSpec | None = None
     crawl: CrawlSpec | None = None
     screen: ScreenSpec | None = None
+    labeler: Literal["model", "helper", "both", "teacher"] = Field(
+        default="model", description="who labels: the step's model, its helper decoder, the mean of both, or a teacher"
+    )
     label: Literal["query", "step", "seen"] = "query"
+    refine: Literal["none", "grabcut"] = Field(default="none", description="draw outlines anew along colour edges")
+    teacher: TeacherSpec | None = None
+    trust: TrustSpec | None = None
+    erase: EraseSpec | None = None
+    complete: bool = Field(default=False, description="exemplar: keep labels with their background inpainted")
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     flip: bool = Field(default=False, description="label with the mean of each view and its mirror image")
@@ -119,6 +139,16 @@ class ReplayTable(Table):
         for name, sources in _TABLES_OF.items():
             if getattr(self, name) not in (None, {}) and self.source not in sources:
                 raise ValueError(f"source {self.source!r} takes no `{name}`; that goes with {' or '.join(sources)}")
+        if self.source == "exemplar" and self.labeler != "model":
+            raise ValueError("source 'exemplar' has the data set's own labels, so it takes no `labeler`")
+        if self.complete and self.source != "exemplar":
+            raise ValueError(f"source {self.source!r} takes no `complete`; it is about the labels of exemplars")
+        if self.label == "seen" and self.labeler != "model":
+            raise ValueError(
+                f'labeler {self.labeler!r} knows the classes of its own step only; label = "seen" needs "model"'
+            )
+        if (self.labeler == "teacher") != (self.teacher is not None):
+            raise ValueError('labeler = "teacher" and a table `teacher` with its `model` go together')
         return self
 
     def screens(self) -> ScreenSpec | None:
@@ -134,9 +164,20 @@ class ReplayTable(Table):
 
 
 class RelabelTable(Table):
-    """Background inpainting of the current labels."""
+    """Background inpainting of the current labels; a row's `inpaint` may name another mode than this one."""
 
-    unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
+    mode: InpaintMode = "argmax"
+    unsure: float = Field(default=0.7, ge=0.0, lt=1.0, description="confidence: what is less probable is ignored")
+    floor: float = Field(default=0.001, ge=0.0, lt=1.0, description="entropy: least limit, on PLOP's scale")
+    erase: EraseSpec = Field(default_factory=EraseSpec, description="pixels: how old objects are erased")
+    flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
+    looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
+
+
+class KnowledgeTable(Table):
+    """Knowledge inpainting of older replay labels, by the helper of the step that learns now."""
+
+    unsure: float = Field(default=0.7, ge=0.0, lt=1.0, description="what is less probable is ignored, not filled")
     flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
     looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
 
@@ -149,7 +190,8 @@ class MethodTable(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,60}$")
     trainer: str
     replay: str | None = None
-    inpaint: bool | None = None
+    inpaint: bool | InpaintMode | None = None
+    knowledge: bool = False
 
 
 class RunTable(Table):
@@ -163,11 +205,12 @@ class RunTable(Table):
 
 
 class TrainTable(Table):
-    """Training of every step; `base` changes it for step 0."""
+    """Training of every step; `base` changes it for step 0, `helper` for helper decoders."""
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     fit: FitOptions = Field(default_factory=FitOptions)
     base: dict[str, Any] = Field(default_factory=dict)
+    helper: dict[str, Any] = Field(default_factory=dict)
     base_model: str | None = Field(
         default=None, description="a folder with your own step-0 model, instead of [train.base]"
     )
@@ -186,6 +229,7 @@ class RecipeTable(Table):
     views: ViewSpec = Field(default_factory=ViewSpec)
     replay: dict[str, ReplayTable] = Field(default_factory=dict)
     relabel: RelabelTable = Field(default_factory=RelabelTable)
+    knowledge: KnowledgeTable = Field(default_factory=KnowledgeTable)
     flip: bool = Field(default=False, description="evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
     method: tuple[MethodTable, ...] = ()
@@ -268,6 +312,9 @@ def _explained(error: ValidationError, path: str, text: str) -> RecipeError:
     problems = error.errors()
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = (unknown or problems)[0]
+    choice = [one for one in problems if one["type"] == "literal_error" and one["loc"][:-1] == first["loc"][:-1]]
+    if choice and str(choice[0]["loc"][-1]).startswith("literal["):  # one of several types: the words say most
+        first = {**choice[0], "loc": choice[0]["loc"][:-1]}
     location = [part for part in first["loc"] if part != "function-after"]
     line = line_of(text, location)
     dotted = ".".join(str(part) for part in location)
@@ -289,12 +336,15 @@ def _explained(error: ValidationError, path: str, text: str) -> RecipeError:
 def valid_keys(location: list[Any]) -> list[str]:
     """The keys a recipe may have in the table at `location`."""
     model: Any = RecipeTable
+    named = False  # the last part was a table of tables, whose keys are names of the recipe's own
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             continue
+        named = getattr(field.annotation, "__origin__", None) is dict
         model = _inner_model(field.annotation) or model
     return list(model.model_fields)
 

@@ -13,28 +13,30 @@ from replaygen.classes import nearest_hint
 from replaygen.errors import RecipeError
 from replaygen.learn.specs import HOW, FitOptions
 from replaygen.plan.method import Method, read_method
-from replaygen.plan.recipe import MethodTable, RecipeTable
+from replaygen.plan.recipe import InpaintMode, MethodTable, RecipeTable
 from replaygen.plan.workspace import find_trainer
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: fit and own are plain values that enter the key."""
+    """One row. fit and own are plain values that enter the key; inpaint: how background of current data is filled."""
 
     name: str
     method: Method
     fit: dict[str, Any]
     own: dict[str, Any]
     replay: str | None
-    inpaint: bool
+    inpaint: InpaintMode | None
+    knowledge: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows, and the shared step 0: the method `finetune`, fitted as `[train.base]` says."""
+    """All rows; the shared step 0, the method `finetune` fitted as `[train.base]` says; and how helpers are fitted."""
 
     rows: tuple[Row, ...]
     base: Row
+    helper: dict[str, Any]
 
     def methods(self) -> dict[str, Method]:
         """Digest -> method file of every row and of step 0; none where nothing is trained."""
@@ -49,8 +51,9 @@ def resolve_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> Rows:
     """
     base_method = read_method(find_trainer("finetune", workspace))
     base_fit = _fit(recipe.train.fit, recipe.train.base, "[train.base]", where)
-    base = Row("base", base_method, base_fit, dict(base_method.options), None, False)
-    return Rows(tuple(_row(recipe, row, workspace, where) for row in recipe.method), base)
+    base = Row("base", base_method, base_fit, dict(base_method.options), None, None)
+    helper = _fit(recipe.train.fit, recipe.train.helper, "[train.helper]", where)
+    return Rows(tuple(_row(recipe, row, workspace, where) for row in recipe.method), base, helper)
 
 
 def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -> Row:
@@ -65,7 +68,7 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
         elif key in fit_fields:
             fit[key] = value
         else:
-            known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint"]
+            known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint", "knowledge"]
             raise RecipeError(f"method {table.name!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known))
     if method.replay and table.replay is None:
         raise RecipeError(
@@ -82,9 +85,16 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
             f"method {table.name!r} asks for inpainting, but it sees every label anyway", where=where,
             hint="leave `inpaint` out",
         )  # fmt: skip
-    inpaint = method.inpaint if table.inpaint is None else table.inpaint
+    if table.knowledge and not method.replay:
+        raise RecipeError(
+            f"method {table.name!r} asks for knowledge inpainting, which is for replay labels", where=where,
+            hint="leave `knowledge` out, or use a trainer that takes replay",
+        )  # fmt: skip
+    asked = method.inpaint if table.inpaint is None else table.inpaint
+    inpaint = (recipe.relabel.mode if asked else None) if isinstance(asked, bool) else asked
     fitted = _fit(recipe.train.fit, fit, f"method {table.name!r}", where)
-    return Row(table.name, method, fitted, own, table.replay if method.replay else None, inpaint)
+    replay = table.replay if method.replay else None
+    return Row(table.name, method, fitted, own, replay, inpaint, table.knowledge)
 
 
 def _option(row: str, key: str, value: Any, method: Method, where: str) -> Any:

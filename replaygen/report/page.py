@@ -18,7 +18,8 @@ from replaygen.report.files import check_folder, write_text
 from replaygen.report.fits import FitSamples, fit_samples
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.quality import Quality, qualities, quality_charts
-from replaygen.report.sheets import Sheet, sheets
+from replaygen.report.sheets import MOST_FLICKR, Sheet, sheets
+from replaygen.report.strips import Group, groups
 from replaygen.report.summary import Summary, rejections, summary
 from replaygen.report.tables import confusions, final_rows, finding, heats
 from replaygen.report.text import duration, number, plain, plural, size
@@ -45,7 +46,7 @@ class Report:
     Attributes:
         names: channel names, index = channel.
         photos: of other people, None where none were crawled.
-        scenes: of `seed`, as are the sheets.
+        scenes: of `seed`, as are the sheets and the judged labels.
     """
 
     result: RunResult
@@ -57,6 +58,7 @@ class Report:
     qualities: tuple[Quality, ...] = ()
     fits: tuple[FitSamples, ...] = ()
     photos: PhotoSummary | None = None
+    labels: tuple[Group, ...] = ()
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -81,10 +83,12 @@ def gather(plan: Plan) -> Report:
     """Read everything that the page shows; pictures and replay of the first seed only."""
     result = read_result(plan)
     seed = min(result.seeds() or plan.recipe.table.train.seeds)
+    labels = tuple(groups(plan, seed))
+    flickr = MOST_FLICKR - sum(group.flickr for group in labels)
     return Report(
-        result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))), tuple(sheets(plan, seed)),
-        summary(plan), tuple(qualities(plan, seed)),
-        tuple(fit_samples(plan)), photo_summary(proofs(plan)),
+        result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))),
+        tuple(sheets(plan, seed, flickr=flickr)), summary(plan), tuple(qualities(plan, seed)),
+        tuple(fit_samples(plan)), photo_summary(proofs(plan)), labels,
     )  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def page(report: Report) -> str:
         legend=_legend(report), columns=_columns(report), rejections=rejections(report.summary.stages),
         seeds=result.seeds(), images=max((step.images for step in result.steps), default=0),
         qualities=report.qualities, fits=report.fits, quality_charts=quality,
-        photos=report.photos, attribution=_attribution(report.summary),
+        photos=report.photos, labels=report.labels, attribution=_attribution(report.summary),
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 
@@ -179,6 +183,7 @@ def environment() -> Environment:
     script = _asset(made, "overlay.js")
     made.globals |= {
         "style": _asset(made, "page.css"), "sheet_style": _asset(made, "sheet.css"), "script": script,
+        "labels_style": _asset(made, "labels.css"),
         "script_sha": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "series": _series(METHODS), "series_dark": _series(METHODS_DARK),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replaygen.report.attribution import FLICKR_NOTICE, link
+from replaygen.report.behind import ancestors, identity, is_judged
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.files import write_text
+from replaygen.report.labels import judge
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.text import cut, plain
 from replaygen.runs.proof import licence_told
 from replaygen.runs.replay import ReplaySample, ReplaySet
-from replaygen.store import Record, Store
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan
+    from replaygen.report.strips import Strip
+    from replaygen.sample import Mask8
 
 MOST_SAMPLES = 24
 """Samples on a sheet at most: a sheet is for looking, and no gallery of other people's photos."""
@@ -46,6 +50,30 @@ class Replay(Protocol):
     def names(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[ReplaySample]: ...
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Where an image came from, in words and links; "" where a thing is not known or there is no link.
+
+    `file` is what it is called, `origin` its source, licence and owner in one line; `photo`: whether it is a photo of
+    other people.
+    """
+
+    file: str
+    origin: str
+    page: str
+    source: str
+    licence: str
+    licence_page: str
+    owner: str
+    owner_page: str
+    photo: bool
+
+    def alt(self, *shown: str) -> str:
+        """A text that stands for the image: what it is, by whom, under which licence, and what is shown of it."""
+        by = [f"photo by {self.owner}"] if self.owner else []
+        return ", ".join([self.file, *([*by, self.licence] if self.photo else []), *shown])
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,7 @@ class Sheet:
         labelled: (who labelled the images, ...), the chains that share this set.
         licences: (licence, samples shown).
         flickr: photos of Flickr that are shown; fewer: whether others are not, because a page shows so many at most.
+        strips: rejected samples by reason, and what was erased, where that was asked for.
     """
 
     name: str
@@ -96,6 +125,7 @@ class Sheet:
     licences: tuple[tuple[str, int], ...] = ()
     flickr: int = 0
     fewer: bool = False
+    strips: tuple[Strip, ...] = ()
 
     @property
     def notice(self) -> str:
@@ -134,7 +164,7 @@ def sheet(
         name=str(manifest["class"]), source=str(manifest["source"]), wanted=int(manifest["wanted"]),
         made=len(replay_set), shortfall=int(manifest["shortfall"]), rejected=refusals(replay_set),
         tiles=tuple(_tile(sample, names) for sample in samples),
-        legend=tuple((_name(names, channel), class_color(channel)) for channel in channels),
+        legend=tuple((class_name(names, channel), class_color(channel)) for channel in channels),
         labelled=tuple(labelled), licences=tuple(licences.most_common()), flickr=of_flickr,
         fewer=len(samples) < min(most, len(replay_set)),
     )  # fmt: skip
@@ -156,19 +186,30 @@ def _shown(replay_set: Replay, most: int, flickr: int) -> tuple[list[ReplaySampl
 
 
 def _tile(sample: ReplaySample, names: tuple[str, ...]) -> Tile:
-    about = sample.about
+    told = credit(sample.about, sample.id)
+    in_mask = labels_in(sample.mask, names)
+    return Tile(
+        sample.id, photo(sample.image), overlay(sample.mask), file=told.file, origin=told.origin, page=told.page,
+        labels=in_mask, alt=told.alt(f"labelled {in_mask}"), source=told.source, licence=told.licence,
+        licence_page=told.licence_page, owner=told.owner, owner_page=told.owner_page,
+    )  # fmt: skip
+
+
+def labels_in(mask: Mask8, names: tuple[str, ...]) -> str:
+    """The classes in a mask, uint8 [H, W], in words."""
+    return ", ".join(plain(class_name(names, channel)) for channel in shows([mask])) or "background only"
+
+
+def credit(about: Mapping[str, Any], sample: str) -> Credit:
+    """Where an image came from, as its side-car says."""
     source = str(about.get("source") or "source not recorded")
     licence, licence_page = _licence(about)
     owner = cut(str(about.get("owner") or about.get("author") or ""))
-    name = str(about.get("file") or "") or cut(str(about.get("title") or "")) or sample.id
-    origin = [source, licence, *([f"by {owner}"] if owner else [])]
-    in_mask = ", ".join(plain(_name(names, channel)) for channel in shows([sample.mask])) or "background only"
-    alt = [name, *([f"photo by {owner}", licence] if about.get("photo") else []), f"labelled {in_mask}"]
-    return Tile(
-        sample.id, photo(sample.image), overlay(sample.mask), file=name, origin=" · ".join(origin),
-        page=_link(about, "page") or (_link(about, "url") if about.get("photo") else ""), labels=in_mask,
-        alt=", ".join(alt), source=source, licence=licence, licence_page=licence_page,
-        owner=owner, owner_page=_link(about, "owner_page"),
+    return Credit(
+        str(about.get("file") or "") or cut(str(about.get("title") or "")) or sample,
+        " · ".join([source, licence, *([f"by {owner}"] if owner else [])]),
+        _link(about, "page") or (_link(about, "url") if about.get("photo") else ""),
+        source, licence, licence_page, owner, _link(about, "owner_page"), bool(about.get("photo")),
     )  # fmt: skip
 
 
@@ -184,7 +225,8 @@ def _licence(about: Mapping[str, Any]) -> tuple[str, str]:
     return name, link(address)
 
 
-def _name(names: tuple[str, ...], channel: int) -> str:
+def class_name(names: tuple[str, ...], channel: int) -> str:
+    """A channel's class; its number where it has none."""
     return names[channel] if channel < len(names) else f"channel {channel}"
 
 
@@ -192,9 +234,14 @@ def refusals(replay_set: Replay) -> dict[str, int]:
     """Samples that did not become replay, by reason, over the tasks that made the set; most frequent first."""
     if not isinstance(replay_set, ReplaySet):
         return {}
-    store, counted = replay_set.store, Counter[str]()
+    counted = Counter[str]()
+    if is_judged(replay_set):
+        for reason in judge(replay_set).reasons:
+            counted[reason.reason] += reason.samples if reason.at != "set" else 0
+        return {reason: count for reason, count in counted.most_common() if count}
+    store = replay_set.store
     selections: dict[str, None] = {}
-    for record in made_from(store, replay_set.record):
+    for record in ancestors(store, replay_set.record):
         counted.update(record.counts.rejected)
         counted.update(record.counts.failed)
         selections |= {key: None for role, key in record.inputs if role == "selection"}
@@ -210,58 +257,93 @@ def from_flickr(replay_set: Replay) -> bool:
     """Whether a replay set was made from photos of Flickr, as the records of its images say."""
     if not isinstance(replay_set, ReplaySet):
         return False
-    fetched = [record for record in made_from(replay_set.store, replay_set.record) if record.stage == "fetch"]
+    behind = ancestors(replay_set.store, replay_set.record)
+    fetched = [record for record in behind if record.stage == "fetch"]
     return any(photo.startswith("flickr-") for record in fetched for photo in record.provenance.get("photos", {}))
 
 
-def made_from(store: Store, record: Record) -> Iterator[Record]:
-    """The records of the images and labels that a replay set joins, each once."""
-    for key in dict.fromkeys(key for role, key in record.inputs if role in ("images", "labels")):
-        found = store.get(key)
-        if found is not None:
-            yield found
-
-
-def sheets(plan: Plan, seed: int | None = None) -> list[Sheet]:
+def sheets(plan: Plan, seed: int | None = None, *, flickr: int = MOST_FLICKR) -> list[Sheet]:
     """A sheet of every replay set of a plan that was made: by class, source and labelling method.
 
-    Chains that share a set (what the first step's model labelled) share its sheet. All sheets together show
-    `MOST_FLICKR` photos of Flickr at most, spread evenly.
+    Chains that share a set (what the first step's model labelled) share its sheet, and of sets that differ only in the
+    classes that later steps added, the last is shown. All sheets together show `flickr` photos of Flickr at most,
+    spread evenly.
+
+    Args:
+        seed: leave out the sets labelled by models of other seeds.
+        flickr: photos of Flickr that may be shown, at most 30 whatever is asked for.
+    """
+    from replaygen.runs.replay import replay_sets
+
+    found = sorted(told_once(replay_sets(plan), seed), key=lambda one: int(one.replay_set.manifest["channel"]))
+    limit = max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found))))
+    waiting, left = sum(from_flickr(one.replay_set) for one in found), min(flickr, MOST_FLICKR)
+    made = []
+    for one in found:
+        share = -(-left // waiting) if waiting and from_flickr(one.replay_set) else left
+        who = [spoken(chain) or "the data set's own labels" for chain in one.chains]
+        made.append(sheet(one.replay_set, limit, labelled=who, flickr=share))
+        left -= made[-1].flickr
+        waiting -= from_flickr(one.replay_set)
+    return made
+
+
+@dataclass(frozen=True)
+class Told:
+    """A replay set that is told once: its slot, and the chains that labelled it; "" for the data set's own labels."""
+
+    slot: str
+    replay_set: ReplaySet
+    chains: tuple[str, ...]
+
+
+def told_once(sets: Mapping[str, ReplaySet], seed: int | None = None) -> list[Told]:
+    """Sets by slot, those that several chains share once; of those that differ in what later steps added, the last.
 
     Args:
         seed: leave out the sets labelled by models of other seeds.
     """
-    from replaygen.runs.replay import replay_sets
-
-    slots: dict[str, list[str]] = {}
-    found: dict[str, ReplaySet] = {}
-    for slot, replay_set in replay_sets(plan).items():
-        labelled = labelled_by(slot, replay_set.manifest)
-        if seed is not None and labelled and not labelled.endswith(f"/seed{seed}"):
+    found: dict[tuple[str, ...], Told] = {}
+    for slot, replay_set in sets.items():
+        chain, same = labelled_by(slot, replay_set.manifest), identity(replay_set)
+        if not of_seed(chain, seed):
             continue
-        key = replay_set.record.key
-        found.setdefault(key, replay_set)
-        slots.setdefault(key, []).append(labelled or "the data set's own labels")
-    limit = max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found))))
-    order = sorted(found, key=lambda key: int(found[key].manifest["channel"]))
-    waiting, left = sum(from_flickr(one) for one in found.values()), MOST_FLICKR
-    made = []
-    for key in order:
-        share = -(-left // waiting) if waiting and from_flickr(found[key]) else left
-        made.append(sheet(found[key], limit, labelled=[_spoken(chain) for chain in slots[key]], flickr=share))
-        left -= made[-1].flickr
-        waiting -= from_flickr(found[key])
-    return made
+        chains = found[same].chains if same in found else ()
+        if chains and (chain in chains or _LATER.search(_chain(slot, replay_set.manifest))):
+            found[same] = Told(slot, replay_set, chains)
+        else:
+            found[same] = Told(slot, replay_set, (*chains, chain))
+    return list(found.values())
 
 
-def labelled_by(slot: str, manifest: Mapping[str, Any]) -> str:
-    """The chain in a slot "replay/<source>/<chain>/<class>", such as "recall/seed0"; "" where none labelled it."""
+_LATER = re.compile(r"/step\d+$")
+
+
+def _chain(slot: str, manifest: Mapping[str, Any]) -> str:
     rest = slot.removeprefix(f"replay/{manifest['source']}/").removesuffix(str(manifest["class"]))
     return rest.strip("/")
 
 
-def _spoken(chain: str) -> str:
+def labelled_by(slot: str, manifest: Mapping[str, Any]) -> str:
+    """The chain in a slot "replay/<source>/<chain>/<class>", such as "recall/seed0"; "" where none labelled it.
+
+    A step behind the chain, "recall/seed0/step3", is that of a later step that added to the labels, and is not told.
+    """
+    return _LATER.sub("", _chain(slot, manifest))
+
+
+def of_seed(labelled: str, seed: int | None) -> bool:
+    """Whether a chain is of a seed; what no chain labelled is of every seed, and None asks for every seed."""
+    return seed is None or not labelled or labelled.endswith(f"/seed{seed}")
+
+
+def spoken(chain: str) -> str:
+    """A chain in words."""
     method, _, seed = chain.rpartition("/seed")
     if not method:
         return chain
-    return f"the step-0 model, seed {seed}" if method == "base" else f"{method}, seed {seed}"
+    return f"{_SPOKEN.get(method, method)}, seed {seed}"
+
+
+_SPOKEN = {"base": "the step-0 model", "helpers": "the helper of its step", "teachers": "the teacher"}
+"""Chains that are no method of the recipe."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from replaygen.crawl.licences import LICENCES
 from replaygen.crawl.photos import sample_of
+from replaygen.runs.behind import line, open_shard, played, read_json
 from replaygen.stages import Task
-from replaygen.store import Record, Shard, Store
+from replaygen.store import Record, Store
 
 SEARCHES: Final = {"flickr-search": "flickr", "url-list": "web"}
 """Stages that offer photos, and the source they offer them from."""
@@ -34,13 +35,13 @@ class Proof:
         licence_now: the id of the licence that it had when it was last looked at, None where that is the same.
         fetched_at: when its bytes were asked for, ISO 8601, UTC.
         revalidated_at: when licence and visibility were last looked at.
-        sha256_raw: of the bytes as they came; sha256_derived: of the image that was made of them.
+        sha256_raw: of the bytes as they came; sha256_derived: of the image that was made of them when they came.
         opt_out: what the server said of use by machines: "x-robots-tag: noai; tdm-reservation: 1".
         decision: one of `DECISIONS`; "accepted" only where the photo is in a replay set, as far as it was built.
         reason: a kebab-case word, for all but accepted and purged photos; of an accepted one only "no longer visible".
         of: the sample or the evaluation image that it is too near to.
-        changes: what was done to the image: "none", "metadata removed", "resized and re-encoded"; "" where none was
-            made.
+        changes: what was done to the image: "none", "metadata removed", "resized and re-encoded", each perhaps with
+            "parts erased"; "" where none was made.
     """
 
     photo: str
@@ -78,14 +79,16 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Word:
-    """What one task decided of a photo."""
+    """What was decided of a photo; erased: the image that it was decided of had lost parts."""
 
     decision: str
     reason: str = ""
     of: str = ""
+    erased: bool = False
 
 
 ACCEPTED: Final = Word("accepted")
+LEFT: Final = Word("rejected", "more-than-wanted")
 HIDDEN: Final = "no longer visible"
 
 
@@ -120,12 +123,30 @@ def _rank(decision: str) -> int:
     return DECISIONS.index(decision)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A slice's way into a replay set.
+
+    Attributes:
+        fetch: the key of its fetch.
+        labels: the task that labelled it, then those that made its labels anew ("erase", "knowledge").
+        trust: the keys of the selections of its labels.
+        part: what the set's manifest says of it; None where there is none.
+    """
+
+    fetch: str
+    labels: tuple[Task, ...]
+    trust: tuple[str, ...] = ()
+    part: Mapping[str, Any] | None = None
+
+
 class _Reader:
     """Reads what the tasks of a crawl wrote, each once."""
 
     def __init__(self, plan: Planned) -> None:
         self.store, self.tasks = plan.store, plan.tasks
         self.buried, self.checked = self.store.tombstones(), self.store.checked()
+        self.erased: dict[str, frozenset[str]] = {}
         self.selections = self._selections()
         self.labels = self._labels()
 
@@ -133,7 +154,7 @@ class _Reader:
         """(search key, class) -> its fetch tasks, by slice; classes may share a list of addresses."""
         found: dict[tuple[str, str], list[Task]] = {}
         for task in self._of("fetch"):
-            for key in _inputs(task, "search"):
+            for key in played(task, "search"):
                 found.setdefault((key, str(task.params["class_name"])), []).append(task)
         searched = {key for key, _ in found}
         for key, task in self.tasks.items():
@@ -195,7 +216,7 @@ class _Reader:
         raw, derived = _text(known, "sha256") if seen or sample else "", _text(seen, "derived_sha256")
         checked = self.checked.get(photo, {})
         now = _text(checked, "licence")
-        hidden = word == ACCEPTED and checked.get("visible") is False
+        hidden = word.decision == "accepted" and checked.get("visible") is False
         return Proof(
             photo, source, class_name, sample=sample or sample_of(class_name, photo),
             owner=_text(known, "owner"), owner_page=_text(known, "owner_page"), title=_text(known, "title"),
@@ -206,7 +227,7 @@ class _Reader:
             revalidated_at=_text(checked, "at"),
             sha256_raw=raw, sha256_derived=derived, opt_out=_opt_out(seen.get("headers", {})),
             decision=word.decision, reason=HIDDEN if hidden else word.reason, of=word.of,
-            changes=_changes(keep, raw, derived) if sample or derived else "",
+            changes=_changes(keep, raw, derived, word.erased) if sample or derived else "",
         )  # fmt: skip
 
     # what became of a sample
@@ -215,7 +236,8 @@ class _Reader:
         """The last word on a sample of an image shard: of its selection, else of those who labelled it."""
         for verdicts in (self.selections, self.labels):
             words = [told[sample] for told in verdicts.get(fetch, []) if sample in told]
-            if words and (best := min(words, key=lambda word: _rank(word.decision))) != ACCEPTED:
+            best = min(words, key=lambda word: (_rank(word.decision), not word.erased), default=ACCEPTED)
+            if best != ACCEPTED:
                 return best
         return ACCEPTED
 
@@ -228,40 +250,56 @@ class _Reader:
                 continue
             words = {str(sample): ACCEPTED for sample in told["kept"]}
             words |= {str(one["id"]): _word("rejected", one) for one in told["rejected"]}
-            looks = [self.tasks[key] for key in _inputs(task, "looks") if key in self.tasks]
-            for key in dict.fromkeys(key for look in looks for key in _inputs(look, "images")):
+            looks = [self.tasks[key] for key in played(task, "looks") if key in self.tasks]
+            for key in dict.fromkeys(key for look in looks for key in played(look, "images")):
                 found.setdefault(key, []).append(words)
         return found
 
     def _labels(self) -> dict[str, list[dict[str, Word]]]:
-        """Fetch key -> what each labelling, and the replay set that took it, made of its samples."""
-        taken = self._taken()
+        """Fetch key -> what became of its samples on each way from their labels into a replay set."""
         found: dict[str, list[dict[str, Word]]] = {}
-        for task in self._of("label"):
-            images = [key for key in _inputs(task, "images") if key in self.tasks and self.tasks[key].stage == "fetch"]
-            record = self.store.get(task.key) if images else None
-            if record is None:
-                continue
-            labelled = sorted(self._json(record, "labels.index.json") or {})
-            most = taken.get(task.key, len(labelled))
-            words = self._refused(record)
-            words |= dict.fromkeys(labelled[:most], ACCEPTED)
-            words |= dict.fromkeys(labelled[most:], Word("rejected", "more-than-wanted"))
-            for key in images:
-                found.setdefault(key, []).append(words)
+        for way in self._ways():
+            words = self._words(way)
+            if words:
+                found.setdefault(way.fetch, []).append(words)
         return found
 
-    def _taken(self) -> dict[str, int]:
-        """Label key -> how many of its samples are in the replay set that was made of it."""
-        taken: dict[str, int] = {}
+    def _ways(self) -> Iterator[_Way]:
+        """Every way of a fetched slice into a set of the plan; labels that are in none come last."""
+        closed: set[str] = set()
         for task in self._of("replay"):
-            labels = _inputs(task, "labels")
-            if not any(self.tasks[key].stage == "label" for key in labels if key in self.tasks):
-                continue
             told = self._json(self.store.get(task.key), "manifest.json")
-            for key, shard in zip(labels, told["shards"] if told else [], strict=False):
-                taken[key] = max(taken.get(key, 0), int(shard["samples"]))
-        return taken
+            parts = told["shards"] if told else []
+            for i, (images, labels) in enumerate(zip(played(task, "images"), played(task, "labels"), strict=False)):
+                begun = list(line(self.tasks.get, images, "images"))
+                made = tuple(reversed(list(line(self.tasks.get, labels, "labels"))))
+                if not begun or begun[-1].stage != "fetch" or not made or made[0].stage != "label":
+                    continue
+                closed.add(made[0].key)
+                trust = dict.fromkeys(key for one in (*made, task) for key in played(one, "trusted"))
+                yield _Way(begun[-1].key, made, tuple(trust), parts[i] if i < len(parts) else None)
+        for task in self._of("label"):
+            for key in played(task, "images"):
+                if task.key not in closed and key in self.tasks and self.tasks[key].stage == "fetch":
+                    yield _Way(key, (task,))
+
+    def _words(self, way: _Way) -> dict[str, Word]:
+        """The first that refused a sample has the last word on it; none where nothing was labelled yet."""
+        records = [record for task in way.labels if (record := self.store.get(task.key)) is not None]
+        if not records or records[0].key != way.labels[0].key:
+            return {}
+        words = self._refused(records[0])
+        for key in way.trust:
+            told = self._json(self.store.get(key), "selection.json") or {"rejected": []}
+            words = {str(one["id"]): _word("rejected", one) for one in told["rejected"]} | words
+        for record in records[1:]:
+            words = self._refused(record) | words
+        held = sorted(self._json(records[-1], "labels.index.json") or {})
+        taken = held if way.part is None else way.part.get("kept", held[: int(way.part["samples"])])
+        labelled = self._json(records[0], "labels.index.json") or {}
+        words = dict.fromkeys(labelled, ACCEPTED if way.part is None else LEFT) | dict.fromkeys(taken, ACCEPTED) | words
+        lost = {sample for record in records if record.stage == "erase" for sample in self._lost(record)}
+        return words | {sample: replace(words[sample], erased=True) for sample in lost if sample in words}
 
     # reading
 
@@ -270,9 +308,7 @@ class _Reader:
 
     def _json(self, record: Record | None, name: str) -> Any:
         """A JSON output; None where the record or the output is not there."""
-        if record is None or name not in {output.name for output in record.outputs}:
-            return None
-        return json.loads(self.store.read(record.output(name).digest))
+        return None if record is None else read_json(self.store, record, name)
 
     def _refused(self, record: Record | None) -> dict[str, Word]:
         told = self._json(record, "refused.json") or {}
@@ -283,14 +319,16 @@ class _Reader:
         """Photo id -> (sample id, side-car) of an image shard; no image is read."""
         if record is None:
             return {}
-        index = self.store.read(record.output("images.index.json").digest)
-        shard = Shard(self.store.open_object(record.output("images.tar").digest), index)
+        shard = open_shard(self.store, record, "images")
         about = {sample: json.loads(shard.read(sample, "json")) for sample in shard.ids}
         return {str(told.get("photo") or sample): (sample, told) for sample, told in about.items()}
 
-
-def _inputs(task: Task, role: str) -> list[str]:
-    return [key for played, key in task.inputs if played == role]
+    def _lost(self, record: Record) -> frozenset[str]:
+        """The samples of which parts were erased; of sets that share them they are read once."""
+        if record.key not in self.erased:
+            told = self._samples(record).values()
+            self.erased[record.key] = frozenset(sample for sample, about in told if about.get("erased"))
+        return self.erased[record.key]
 
 
 def _word(decision: str, one: Mapping[str, Any]) -> Word:
@@ -307,7 +345,8 @@ def _opt_out(headers: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in told if name in OPT_OUTS)
 
 
-def _changes(keep: str, raw: str, derived: str) -> str:
+def _changes(keep: str, raw: str, derived: str, erased: bool) -> str:
+    told = "metadata removed" if keep == "verbatim" else "resized and re-encoded"
     if raw and raw == derived:
-        return "none"
-    return "metadata removed" if keep == "verbatim" else "resized and re-encoded"
+        return "parts erased" if erased else "none"
+    return f"{told}, parts erased" if erased else told

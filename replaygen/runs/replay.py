@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,7 +61,8 @@ class ReplaySet:
                 Shard(self.store.open_object(part[name]), self.store.read(part[f"{name}_index"]))
                 for name in ("images", "labels")
             )
-            found.append(ReplayShard(images, labels, group=self.manifest["channel"], take=part["samples"]))
+            kept = tuple(part["kept"]) if "kept" in part else None
+            found.append(ReplayShard(images, labels, None, self.manifest["channel"], part["samples"], kept))
         return found
 
     def __len__(self) -> int:
@@ -72,14 +72,14 @@ class ReplaySet:
         for shard in self.manifest["shards"]:
             images = Shard(self.store.read(shard["images"]), self.store.read(shard["images_index"]))
             labels = Shard(self.store.read(shard["labels"]), self.store.read(shard["labels_index"]))
-            for sample, members in itertools.islice(labels, shard["samples"]):
+            for sample in shard.get("kept", labels.ids[: shard["samples"]]):
                 extension = "png" if "png" in images.extensions(sample) else "jpg"
                 yield ReplaySample(
                     sample,
                     decode_image(images.read(sample, extension), where=sample),
-                    decode_mask(members["mask.png"], where=sample),
+                    decode_mask(labels.read(sample, "mask.png"), where=sample),
                     json.loads(images.read(sample, "json")),
-                    json.loads(members["label.json"]),
+                    json.loads(labels.read(sample, "label.json")),
                 )
 
 

@@ -60,6 +60,8 @@ def open_current(
 
 
 _models: OrderedDict[tuple[str, str], tuple[SegNet, dict[str, Any]]] = OrderedDict()
+_MODELS = 3
+"""Models held at once: a step's model, and the helper that labels beside it."""
 
 
 def network_spec(where: Mapping[str, Any]) -> NetworkSpec:
@@ -92,7 +94,7 @@ def encoder_of(where: Mapping[str, Any]) -> SegNet:
 
 
 def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
-    """The model a train task made, and its information; one is held per process.
+    """The model a train task made, and its information; the last few are held in the process.
 
     Returns:
         the network in evaluation mode on the task's device, and the JSON written beside its weights.
@@ -104,9 +106,23 @@ def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
     if name not in _models:
         info = inputs.read_json(record, "model.json")
         net = load_network(inputs.read(record, "model.safetensors"), info, network_spec(inputs.where))
-        _models.clear()
+        while len(_models) >= _MODELS:
+            _models.popitem(last=False)
         _models[name] = (net.to(device).eval(), info)
+    _models.move_to_end(name)
     return _models[name]
+
+
+def open_helper(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
+    """A helper decoder, as `open_model`; `info["channels_of"]` lists the scenario's channels of its outputs 1, 2, ...
+
+    Raises:
+        ModelError: it is no helper, or its outputs and channels do not agree.
+    """
+    net, info = open_model(inputs, record)
+    if len(info.get("channels_of", ())) != net.channels - 1:
+        raise ModelError("not a helper decoder: its channels are not told", where=f"record {record.key[:12]}")
+    return net, info
 
 
 @contextmanager

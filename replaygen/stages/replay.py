@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from replaygen.stages.base import Inputs, Out, Stage
+from replaygen.stages.screen import SELECTION
+from replaygen.store import Record
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,16 @@ class ReplayParams:
 
 
 class ReplayStage(Stage[ReplayParams]):
-    """All shards of a class -> manifest.json: [{images, images_index, labels, labels_index, features?, samples}].
+    """All shards of a class -> manifest.json; a shard: {images, images_index, labels, labels_index, samples, ...}.
 
-    `samples` is how many of a shard's labelled samples belong to the set, the first in the order of their ids.
+    `features` is there where features are cached.
+    `samples` is how many of a shard's labelled samples belong to the set: the first in the order of their ids, or,
+    where the class was screened (inputs "trusted"), those that `kept` lists, of all shards together the first in the
+    order that the selection asks for.
     """
 
     name = "replay"
-    version = 1
+    version = 2
     seconds_per_sample = 0.00005
     bytes_per_sample = 10
     Params = ReplayParams
@@ -32,19 +37,24 @@ class ReplayStage(Stage[ReplayParams]):
     def run(self, params: ReplayParams, inputs: Inputs, out: Out) -> None:
         """Join the i-th image, label and feature shards by position."""
         images, labels, features = (inputs.records(role) for role in ("images", "labels", "features"))
+        chosen = _chosen(params.wanted, labels, inputs)
         shards: list[dict[str, Any]] = []
         for i, (image_record, label_record) in enumerate(zip(images, labels, strict=True)):
             labelled = label_record.output("labels.tar").samples
             samples = min(labelled, params.wanted - sum(shard["samples"] for shard in shards))
-            for _ in range(labelled - samples):
-                out.reject(f"shard-{i}", "more-than-wanted")
             shard: dict[str, Any] = {
                 "images": image_record.output("images.tar").digest,
                 "images_index": image_record.output("images.index.json").digest,
                 "labels": label_record.output("labels.tar").digest,
                 "labels_index": label_record.output("labels.index.json").digest,
-                "samples": samples,
             }
+            if chosen is not None:
+                shard["kept"] = chosen[i]
+                samples = len(chosen[i])
+            else:
+                for _ in range(labelled - samples):
+                    out.reject(f"shard-{i}", "more-than-wanted")
+            shard["samples"] = samples
             if features:
                 shard["features"] = features[i].output("features.safetensors").digest
             shards.append(shard)
@@ -57,3 +67,15 @@ class ReplayStage(Stage[ReplayParams]):
                 "wanted": params.wanted, "shortfall": max(0, params.wanted - total), "shards": shards,
             },
         )  # fmt: skip
+
+
+def _chosen(wanted: int, labels: list[Record], inputs: Inputs) -> list[list[str]] | None:
+    """For each label shard the ids that belong to the set; None where nobody was screened."""
+    if not inputs.records("trusted"):
+        return None
+    told = inputs.read_json(inputs.record("trusted"), SELECTION)
+    ranked = told["kept"] if told["order"] == "best" else sorted(told["kept"])
+    held = [set(inputs.shard(record, "labels").ids) for record in labels]
+    there = set().union(*held)
+    chosen = set([sample for sample in ranked if sample in there][:wanted])
+    return [sorted(chosen & ids) for ids in held]

@@ -75,7 +75,10 @@ class ExemplarParams:
 
 
 class ExemplarStage(Stage[ExemplarParams]):
-    """Slice i of a class's kept real images -> image shard i and label shard i, with the step's own labels."""
+    """Slice i of a class's kept real images -> image shard i and label shard i, with the step's own labels.
+
+    Inputs "labels", where there are any: the step's labels with inpainted background, which are kept instead.
+    """
 
     name = "exemplars"
     version = 1
@@ -88,12 +91,13 @@ class ExemplarStage(Stage[ExemplarParams]):
     Params = ExemplarParams
 
     def run(self, params: ExemplarParams, inputs: Inputs, out: Out) -> None:
-        """Copy images and step labels; visible is C_k, as for current data."""
+        """Copy images and step labels; visible is C_k, or what an inpainted label says, as for current data."""
         from replaygen.datasets import sample_id
         from replaygen.sample import encode_jpeg, encode_png
 
         dataset, scenario = open_current(inputs.where, params.dataset, params.scenario)
         visible = list(scenario.visible(params.step))
+        inpainted = [inputs.shard(record, "labels") for record in inputs.records("labels")]
         images, labels = [], []
         for image_id in params.ids:
             image = dataset.image(image_id)
@@ -106,9 +110,11 @@ class ExemplarStage(Stage[ExemplarParams]):
             encoded = {"png": encode_png(image)} if max(image.shape) <= 64 else {"jpg": encode_jpeg(image)}
             images.append((sample, {**encoded, "json": json.dumps(about, sort_keys=True).encode()}))
             told = {"visible": visible, "scores": {}, "labeler": "data set"}
-            labels.append(
-                (sample, {"mask.png": encode_png(mask), "label.json": json.dumps(told, sort_keys=True).encode()})
-            )
+            label = {"mask.png": encode_png(mask), "label.json": json.dumps(told, sort_keys=True).encode()}
+            for shard in inpainted:
+                if sample_id(image_id) in shard.ids:
+                    label = {name: shard.read(sample_id(image_id), name) for name in label}
+            labels.append((sample, label))
             out.accept()
         out.shard("images", images)
         out.shard("labels", labels)

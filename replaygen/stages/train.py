@@ -125,6 +125,7 @@ def _current_items(
     table = scenario.full_table() if params.all_data else scenario.step_table(params.step)
     visible = scenario.step(params.step).seen if params.all_data else scenario.visible(params.step)
     relabelled = _Shards(inputs, "labels", "labels")
+    pixels = _Shards(inputs, "pixels", "images")
     features = Features.of(inputs)
     rarest = _rarest(dataset, scenario, visible, [key for k in steps for key in scenario.step(k).ids])
     seen: set[str] = set()
@@ -135,12 +136,14 @@ def _current_items(
             seen.add(key)
             sample = sample_id(key)
             shard = relabelled.holding(sample)
+            changed = pixels.holding(sample)
+            image = _image(dataset, key) if changed is None else _changed(changed, sample)
             if shard is not None:
                 told = json.loads(shard.read(sample, "label.json"))
-                yield _item(sample, tuple(told["visible"]), False, _image(dataset, key), _label(shard, sample),
+                yield _item(sample, tuple(told["visible"]), False, image, _label(shard, sample),
                             features, views, rarest[key])  # fmt: skip
             else:
-                yield _item(sample, visible, False, _image(dataset, key), _truth(dataset, scenario, key, table),
+                yield _item(sample, visible, False, image, _truth(dataset, scenario, key, table),
                             features, views, rarest[key])  # fmt: skip
 
 
@@ -157,7 +160,8 @@ def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
                 for name in ("images", "labels")
             )
             features = FeatureFile(inputs.open_object(part["features"])) if "features" in part else None
-            shards.append(ReplayShard(images, labels, features, manifest["channel"], part["samples"]))
+            kept = tuple(part["kept"]) if "kept" in part else None
+            shards.append(ReplayShard(images, labels, features, manifest["channel"], part["samples"], kept))
         yield from replay_items(shards, views, prefix=f"{slug(manifest['class'])}-")
 
 
@@ -174,6 +178,13 @@ def _item(
 
 def _image(dataset: SegmentationDataset, key: str) -> Callable[[], Image8]:
     return lambda: dataset.image(key)
+
+
+def _changed(shard: Shard, sample: str) -> Callable[[], Image8]:
+    from replaygen.sample import decode_image
+
+    kind = "png" if "png" in shard.extensions(sample) else "jpg"
+    return lambda: decode_image(shard.read(sample, kind), where=sample)
 
 
 def _truth(dataset: SegmentationDataset, scenario: Scenario, key: str, table: Any) -> Callable[[], Mask8]:

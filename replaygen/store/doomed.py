@@ -23,6 +23,9 @@ from replaygen.store.records import Glance
 from replaygen.store.shards import Shard
 from replaygen.store.shelf import Records
 
+_MEASURED = ("features", "vectors")
+"""What names of .safetensors begin with that hold numbers of images, and no weights."""
+
 
 @dataclass
 class Found:
@@ -141,7 +144,7 @@ def _take(found: Found, seen: Glance, held: dict[str, str], objects: Objects, ph
     stage, params = str(task["stage"]), task["params"]
     found.inputs[key] = tuple(intern(source) for _, source in task["inputs"])
     found.outputs[key] = tuple(held.values())
-    if any(name.endswith(".safetensors") and not name.startswith("features") for name in held):
+    if any(name.endswith(".safetensors") and not name.startswith(_MEASURED) for name in held):
         found.weights[key] = str(made["slot"]) or key[:16]
     if CANDIDATES in held:
         found.searches[key], refused = _offered(held[CANDIDATES], objects)

@@ -1,0 +1,311 @@
+"""Tasks that turn images of a class into replay: helper decoders, labels, trust, erasing, knowledge, the closed set.
+
+The walk is forward only. After step k: helpers are fitted on step k's data; images of its classes are labelled; what
+real data look like to the labelers sets the standards that decide whom to trust; what must not be in a picture is
+erased; the set is closed. At each later step its labels may receive the classes that are learnt then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from replaygen.errors import DataError
+from replaygen.inpainters.base import identity_of
+from replaygen.plan.generated import GENERATED
+from replaygen.plan.recipe import ReplayTable
+from replaygen.sources.exemplar import choose
+from replaygen.stages.erase import EraseStage
+from replaygen.stages.features import ReplayFeatureStage
+from replaygen.stages.helper import FEWEST, HelperStage, fold_of
+from replaygen.stages.knowledge import KnowledgeStage
+from replaygen.stages.label import LabelStage
+from replaygen.stages.replay import ReplayStage
+from replaygen.stages.source import ExemplarStage
+from replaygen.stages.trust import StandardsStage, TrustStage
+
+if TYPE_CHECKING:
+    from replaygen.plan.build import Builder
+    from replaygen.plan.rows import Row
+    from replaygen.scenario import Step
+
+Inputs = list[tuple[str, str]]
+FOLDS = 2
+"""Parts of a step's data; what is measured on one was fitted on the others."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Replay of one class, as the steps after its own find it: the keys of its shards, and of what was trusted."""
+
+    source: str
+    channel: int
+    slot: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    features: tuple[str, ...]
+    trusted: tuple[str, ...] = ()
+
+
+class LabelledTasks:
+    """Adds a recipe's labels to a plan; made by `plan.build.Builder`."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.recipe, self.opened, self.scenario = builder.recipe, builder.opened, builder.scenario
+        self.built = builder.built
+        self.helpers: dict[tuple[int, int, int | None], str] = {}
+        self.model_where = {name: builder.opened.where[name] for name in ("network", "device")}
+
+    def held(
+        self, source: str, step: Step, model: str, labeled_by: str, seed: int, inpainted: Sequence[str] = ()
+    ) -> list[Held]:
+        """Replay of a step's classes, labelled by its model and helpers: one set a class, closed.
+
+        `inpainted`: label shards of the step's own images, which exemplars may keep.
+        """
+        table = self.recipe.replay[source]
+        made = []
+        for channel in self.builder.channels(table, step):
+            if table.source == "exemplar":
+                kept = tuple(inpainted) if table.complete else ()
+                by = f"{source}/{labeled_by}" if kept else source
+                shards = tuple(self.exemplars(by, table, step, channel, kept))
+                one = Held(source, channel, f"replay/{by}", shards, shards, ())
+                name = self.scenario.names[channel]
+                one = replace(one, features=tuple(self.encode(shards, f"features/{by}/{name}")))
+            else:
+                one = self._labelled(source, table, step, channel, model, labeled_by, seed)
+            self.close(one, f"{one.slot}/{self.scenario.names[channel]}")
+            made.append(one)
+        return made
+
+    def at_step(self, one: Held, k: int, row: Row, seed: int, chain: str) -> tuple[Held, str]:
+        """A held set as step k trains on it, with what step k learns in its labels' background if the row says so."""
+        name = self.scenario.names[one.channel]
+        if not row.knowledge:
+            return one, self.close(one, f"{one.slot}/{name}")
+        spec = self.recipe.knowledge
+        helper = self.helper(self.scenario.steps[k], seed, None)
+        params = {
+            "class_name": name, "step": k, "channels": list(self.scenario.steps[k].new), "unsure": spec.unsure,
+            "flip": spec.flip, "looks": min(spec.looks, self.recipe.views.count), "views": self.builder.views,
+            "threads": self.recipe.threads,
+        }  # fmt: skip
+        trusted = [("trusted", key) for key in one.trusted]
+        labels = []
+        for i, (image, label) in enumerate(zip(one.images, one.labels, strict=True)):
+            features = [("features", key) for key in one.features[i : i + 1]]
+            task = KnowledgeStage.task(
+                params, inputs=[("labels", label), ("images", image), ("helper", helper), *features, *trusted],
+                where=self.model_where, slot=f"knowledge/{one.source}/{chain}/step{k}/{name}/{i:04d}",
+                requested=self.built.tasks[label].requested,
+            )  # fmt: skip
+            labels.append(self.built.add(task))
+        one = replace(one, labels=tuple(labels))
+        return one, self.close(one, f"replay/{one.source}/{chain}/step{k}/{name}")
+
+    def close(self, one: Held, slot: str) -> str:
+        """The manifest of a set."""
+        table = self.recipe.replay[one.source]
+        roles = (("images", one.images), ("labels", one.labels), ("features", one.features), ("trusted", one.trusted))
+        params = {
+            "class_name": self.scenario.names[one.channel], "channel": one.channel, "wanted": table.count,
+        }  # fmt: skip
+        task = ReplayStage.task(
+            params, inputs=[(role, key) for role, keys in roles for key in keys], slot=slot,
+            requested=sum(self.built.tasks[key].requested for key in one.labels),
+        )  # fmt: skip
+        return self.built.add(task)
+
+    # one class
+
+    def _labelled(
+        self, source: str, table: ReplayTable, step: Step, channel: int, model: str, labeled_by: str, seed: int
+    ) -> Held:
+        name = self.scenario.names[channel]
+        images = tuple(self.builder.images(source, table, step, channel))
+        alone = table.labeler in ("helper", "teacher") and (table.labeler == "teacher" or step.index > 0)
+        by = f"{table.labeler}s/seed{seed}" if alone else labeled_by
+        labels = tuple(self._labels(source, table, step, channel, model, by, images, seed))
+        features = tuple(self.features(source, channel, images))
+        if table.source in GENERATED:
+            base = self.built.slots[f"train/base/seed{seed}/step0"]
+            self.builder.generated.quality(source, table, step, channel, seed, base, images, labels)
+        one = Held(source, channel, f"replay/{source}/{by}", images, labels, features)
+        if table.trust is not None:
+            one = replace(one, trusted=(self._trust(one, table, step, by, seed),))
+        if table.erase is not None:
+            one = self._erased(one, table, f"{source}/{by}/{name}")
+        return one
+
+    def _voters(self, table: ReplayTable, step: Step, model: str, seed: int) -> Inputs:
+        """Who labels: RECALL's helper of step 0 is the step-0 model itself."""
+        if table.labeler == "teacher":
+            return []
+        helper = step.index > 0 or table.labeler == "both"
+        asked = [] if table.labeler == "helper" and helper else [("model", model)]
+        if table.labeler in ("helper", "both") and helper:
+            asked.append(("helper", self.helper(step, seed, None)))
+        return asked
+
+    def _labels(
+        self, source: str, table: ReplayTable, step: Step, channel: int, model: str, by: str,
+        images: Sequence[str], seed: int,
+    ) -> list[str]:  # fmt: skip
+        name = self.scenario.names[channel]
+        # all or nothing, so that sets which differ in what is done with their labels share the labels
+        judged = table.trust is not None or table.erase is not None or table.labeler == "helper"
+        teacher = table.teacher if table.labeler == "teacher" else None
+        params = {
+            "class_name": name, "channel": channel, "step": list(step.new), **self._asked(table),
+            "min_share": table.min_share, "marks": judged, "vectors": judged,
+            "teacher": None if teacher is None else self.opened.teachers[source].identity(),
+        }  # fmt: skip
+        where = dict(self.model_where)
+        if teacher is not None:
+            names = [self.scenario.names[one] for one in step.new]
+            where["teacher"] = {"spec": self.opened.teachers[source].model_dump(mode="json"), "names": names}
+        features = [("features", key) for key in self.features(source, channel, images)]
+        inputs = [*self._voters(table, step, model, seed), *self._selection(source, table, channel, images)]
+        if judged and not features:
+            inputs.append(("encoder", self.built.slots[f"train/base/seed{seed}/step0"]))
+        keys = []
+        for i, image in enumerate(images):
+            task = LabelStage.task(
+                params, inputs=[("images", image), *inputs, *features[i : i + 1]], where=where,
+                slot=f"label/{source}/{by}/{name}/{i:04d}", requested=self.built.tasks[image].requested,
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+    def _asked(self, table: ReplayTable) -> dict[str, Any]:
+        """How labelers are asked; the same for photos and for the real images that set the standards."""
+        return {
+            "restrict": table.label, "unsure": table.unsure, "refine": table.refine, "flip": table.flip,
+            "views": self.builder.views, "looks": min(table.looks, self.recipe.views.count),
+            "threads": self.recipe.threads,
+        }  # fmt: skip
+
+    def _trust(self, one: Held, table: ReplayTable, step: Step, by: str, seed: int) -> str:
+        assert table.trust is not None
+        name = self.scenario.names[one.channel]
+        task = TrustStage.task(
+            {"class_name": name, "channel": one.channel, **table.trust.model_dump(mode="json")},
+            inputs=[("standards", self._standards(one.source, table, step, seed)),
+                    *(("labels", key) for key in one.labels)],
+            slot=f"trust/{one.source}/{by}/{name}",
+            requested=sum(self.built.tasks[key].requested for key in one.labels),
+        )  # fmt: skip
+        return self.built.add(task)
+
+    def _standards(self, source: str, table: ReplayTable, step: Step, seed: int) -> str:
+        """What a step's real images look like to labelers that were not fitted on them; shared by its classes."""
+        params = {
+            "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": step.index,
+            "folds": FOLDS, **self._asked(table),
+        }  # fmt: skip
+        inputs = [("helper", self.helper(step, seed, fold)) for fold in range(FOLDS)]
+        features = self.builder.step_features(step.index)
+        if not features:
+            inputs.append(("encoder", self.built.slots[f"train/base/seed{seed}/step0"]))
+        task = StandardsStage.task(
+            params, inputs=[*inputs, *features], slot=f"standards/{source}/seed{seed}/step{step.index}",
+            where=self.builder.current_where, requested=len(step.ids),
+        )  # fmt: skip
+        return self.built.add(task)
+
+    def _erased(self, one: Held, table: ReplayTable, place: str) -> Held:
+        assert table.erase is not None
+        spec = table.erase
+        params = {"erase": spec.identity(), "inpainter": identity_of(spec.identity()), "threads": self.recipe.threads}
+        where = {**spec.where(), "device": self.opened.where["device"]}
+        trusted = [("trusted", key) for key in one.trusted]
+        keys = []
+        for i, (image, label) in enumerate(zip(one.images, one.labels, strict=True)):
+            task = EraseStage.task(
+                params, inputs=[("images", image), ("labels", label), *trusted], slot=f"erase/{place}/{i:04d}",
+                where=where, requested=self.built.tasks[label].requested,
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        shards = tuple(keys)
+        features = tuple(self.encode(shards, f"features/erased/{place}"))
+        return replace(one, images=shards, labels=shards, features=features)
+
+    # what labels stand on
+
+    def helper(self, step: Step, seed: int, fold: int | None) -> str:
+        """D^H_k of a step; with `fold` fitted without that part of the step's images."""
+        place = (step.index, seed, fold)
+        if place in self.helpers:
+            return self.helpers[place]
+        used = sum(fold is None or fold_of(key, FOLDS) != fold for key in step.ids)
+        if used < FEWEST:
+            raise DataError(
+                f"a helper of step {step.index} would be fitted on {used} images",
+                hint=f"it needs {FEWEST}; use labeler = \"model\" without [replay.NAME.trust]",
+            )  # fmt: skip
+        fit = self.opened.rows.helper
+        params = {
+            "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "step": step.index, "fit": fit,
+            "network": self.opened.network, "views": self.builder.views, "folds": FOLDS if fold is not None else 1,
+            "fold": fold, "threads": self.recipe.threads,
+        }  # fmt: skip
+        base = self.built.slots[f"train/base/seed{seed}/step0"]
+        slot = f"helper/seed{seed}/step{step.index}" + ("" if fold is None else f"/without{fold}")
+        task = HelperStage.task(
+            params, inputs=[("base", base), *self.builder.step_features(step.index)], seed=seed, slot=slot,
+            where={**self.builder.current_where, "fit": self.builder.fit_where},
+            requested=fit["iterations"] * fit["batch"],
+        )  # fmt: skip
+        self.helpers[place] = self.built.add(task)
+        return self.helpers[place]
+
+    def exemplars(
+        self, place: str, table: ReplayTable, step: Step, channel: int, inpainted: Sequence[str]
+    ) -> list[str]:
+        """Real images of a class, kept."""
+        name = self.scenario.names[channel]
+        raw = self.opened.dataset.classes.by_name(name).id
+        ids = choose(step.ids, self.opened.dataset.present(step.ids), raw, count=table.count, seed=table.seed)
+        keys = []
+        for i, part in self.builder.slices(ids):
+            params = {
+                "dataset": self.opened.dataset.digest, "scenario": self.scenario.digest, "class_name": name,
+                "step": step.index, "ids": list(part),
+            }  # fmt: skip
+            task = ExemplarStage.task(
+                params, inputs=[("labels", key) for key in inpainted], slot=f"exemplars/{place}/{name}/{i:04d}",
+                where=self.builder.current_where, requested=len(part),
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+    def features(self, source: str, channel: int, images: Sequence[str]) -> list[str]:
+        """Cached features of a class's image shards; none where the encoder learns."""
+        table, name = self.recipe.replay[source], self.scenario.names[channel]
+        return self.encode(images, f"features/{source}/{name}", self._selection(source, table, channel, images))
+
+    def encode(self, images: Sequence[str], slot: str, selection: Sequence[tuple[str, str]] = ()) -> list[str]:
+        """Cached features of some image shards."""
+        if not self.builder.cached or not self.opened.rows.rows:
+            return []
+        params = {"network": self.builder.encoder, "views": seen(self.builder.views), "threads": self.recipe.threads}
+        keys = []
+        for i, image in enumerate(images):
+            task = ReplayFeatureStage.task(
+                params, inputs=[("images", image), *selection], where=self.model_where, slot=f"{slot}/{i:04d}",
+                requested=self.built.tasks[image].requested,
+            )  # fmt: skip
+            keys.append(self.built.add(task))
+        return keys
+
+    def _selection(self, source: str, table: ReplayTable, channel: int, images: Sequence[str]) -> Inputs:
+        key = self.builder.crawled.selection(source, table, channel, images)
+        return [("selection", key)] if key is not None else []
+
+
+def seen(views: Any) -> dict[str, Any]:
+    """What an encoder's features depend on of the views: not the size of the masks."""
+    return {name: value for name, value in views.items() if name != "label_size"}

@@ -70,7 +70,7 @@ def distractors(
         if kind == "planted":
             for source in sources:
                 changes |= {f"replay.{source}.path": str(folder / "planted"), f"replay.{source}.min_side": 0}
-        store = str(folder / "distractors")
+        store = str(folder / "cache")
         methods = [part for row in rows for part in ("--method", row)]
         for seed in seeds:
             replaygen("train", recipe, *methods, "--seed", str(seed), "--workers", "2", "--cache", store,

@@ -170,6 +170,76 @@ def crawler() -> list[str]:
     return lines
 
 
+QUALITY = {
+    "plain": "argmax of the step's model, one look", "query": "class or background, four views and mirror images",
+    "helper": "the same by the helper decoder", "both": "mean of the two", "grabcut": "helper, outlines drawn anew",
+    "fixed_0.7": "helper, confidence of 0.7 or more", "area": "helper, area screen", "confidence": "helper, confidence screen",
+    "agreement": "helper, agreement screen", "typical": "helper, typical screen", "split": "helper, two-groups screen",
+    "adversarial": "helper, adversarial selection (RECALL+)", "default": "helper, all screens as they are",
+    "strict": "helper, outlines, screens set hard",
+}  # fmt: skip
+
+
+def labels() -> list[str]:
+    """How right labels are, what becomes of strangers, and what each part brings."""
+    told = load("labels")
+    if told is None:
+        return []
+    figures = told["figures"]
+    settings = figures["quality"]["settings"]
+    lines = [
+        f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled train images "
+        "that no step saw, treated as web photos; IoU in percent of what is kept, pooled over pixels and as mean over "
+        "images, and that of plain argmax on the same images):",
+        "",
+        "| labels | kept, % | pooled | mean | plain argmax on the same |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in QUALITY.items():
+        if name in settings:
+            row = settings[name]
+            kept = spread([100 * share for share in row["keep_rate"]])
+            cells = [spread(row[key]) for key in ("pooled", "mean", "plain_on_the_same")]
+            lines.append(f"| {title} | {kept} | " + " | ".join(cells) + " |")
+    lines += ["", *_strangers(figures["distractors"]), ""]
+    for name, title in (("voc", "cat, dog / horse / cow / sheep"), ("person", "the same with people in the base"),
+                        ("camvid", "CamVid 6-1, partitioned, replay of 20 kept frames a class")):  # fmt: skip
+        if figures.get(name):
+            lines += _parts(figures[name], title)
+    return lines
+
+
+def _strangers(told: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, row in told["rows"].items():
+        share = ", ".join(
+            f"{spread([100 * one for one in found['share']])} % of {cls}" for cls, found in row["in_buffer"].items()
+        )
+        rows.append(f"| {name} | {spread(row['clean'])} | {spread(row['planted'])} | {share} |")
+    return [
+        f"Goats, llamas and pigs planted as 30 % of the photos of {' and '.join(told['planted'])}:",
+        "",
+        "| method | mIoU, clean | mIoU, planted | of the photos trained on |",
+        "| --- | ---: | ---: | --- |",
+        *rows,
+    ]
+
+
+def _parts(told: dict[str, Any], title: str) -> list[str]:
+    best = told["best"]
+    lines = [
+        f"Each part on and off, {title} ({seeds(told['seeds'])}; `{best}` reaches "
+        f"{spread(told['share_of_joint'])} % of joint):",
+        "",
+        f"| row | old | new | all | all, difference to {best} |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in told["rows"].items():
+        cells = [spread(row[key]) for key in ("old", "new", "all", "to_best")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def _distractors(told: dict[str, dict[str, int]]) -> str:
     """How far planted photos of other animals came."""
     parts = [
@@ -216,6 +286,7 @@ def main() -> None:
         *demo(),
         *generators(),
         *crawler(),
+        *labels(),
         *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
         *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),
         *engine(),

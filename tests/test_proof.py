@@ -151,9 +151,10 @@ class Crawl:
         return task.key
 
     def trust(self, labels: Sequence[str], kept: list[str], rejected: dict[str, str]) -> str:
-        told = {"kept": kept, "rejected": [{"id": one, "reason": why, "value": 0.1} for one, why in rejected.items()]}
+        reasons = [{"id": one, "reason": why, "value": 0.1} for one, why in rejected.items()]
+        told = {"kept": kept, "rejected": reasons, "scores": {}, "order": "best"}
         inputs = [("standards", digest_of("standards")), *(("labels", key) for key in labels)]
-        return self.task("trust", {}, inputs, {"selection.json": encoded({**told, "scores": {}})}, samples=len(kept),
+        return self.task("trust", {}, inputs, {"selection.json": encoded(told)}, samples=len(kept),
                          rejected=list(rejected.values()))  # fmt: skip
 
     def erase(self, fetch: str, label: str, trust: str | None = None, **changes: Any) -> Task:

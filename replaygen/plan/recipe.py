@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSp
 from replaygen.inpainters.specs import EraseSpec
 from replaygen.labelers.specs import TeacherSpec
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
+from replaygen.plan.lines import line_of
 from replaygen.screens.specs import TrustSpec
 
 InpaintMode = Literal["argmax", "confidence", "entropy", "pixels"]
@@ -250,6 +250,12 @@ class RecipeTable(Table):
                 photos = [other for other, given in self.replay.items() if given.source == "folder"]
                 raise ValueError(f"replay.{name}.fit.on = {on!r} is no replay of photos; " + nearest_hint(on, photos))
         for method in self.method:
+            completed = method.replay in self.replay and self.replay[method.replay].complete
+            if completed and "pixels" in (method.inpaint, self.relabel.mode if method.inpaint is not False else None):
+                raise ValueError(
+                    f'method {method.name!r}: exemplars with complete = true keep labels, and inpaint = "pixels" '
+                    "changes images instead; use another mode"
+                )
             if method.replay is not None and method.replay not in self.replay:
                 raise ValueError(
                     f"method {method.name!r} asks for replay {method.replay!r}; "
@@ -357,38 +363,3 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
-
-
-_HEADER = re.compile(r"^\s*\[(\[?)\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+?)\s*=")
-
-
-def line_of(text: str, location: list[Any]) -> int | None:
-    """The 1-based line where a dotted location stands, its nearest enclosing table otherwise."""
-    best: tuple[int, int] | None = None
-    for number, path in _lines(text):
-        depth = 0
-        for mine, wanted in zip(path, location, strict=False):
-            if mine != str(wanted):
-                break
-            depth += 1
-        if depth and (best is None or depth > best[0]) and depth == len(path):
-            best = (depth, number)
-    return best[1] if best else None
-
-
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    table: list[str] = []
-    rows: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = _HEADER.match(line)
-        if header:
-            table = [part.strip().strip("\"'") for part in header[2].split(".")]
-            if header[1]:
-                rows[header[2]] = rows.get(header[2], -1) + 1
-                table = [*table, str(rows[header[2]])]
-            yield number, table
-            continue
-        key = _KEY.match(line)
-        if key:
-            yield number, [*table, *(part.strip("\"'") for part in key[1].split("."))]

@@ -43,8 +43,9 @@ def words(
     if reason == "views-disagree":
         return _measured("two looks at the picture disagree", "agreement", value, limit, least=True)
     if reason == "atypical":
-        far = value is None or not isinstance(limit, float) or value >= limit
-        return _measured("unlike real ones of this class", "distance" if far else "likeness", value, limit, least=None)
+        return _measured("unlike real ones of this class", "likeness", value, limit, least=True)
+    if reason == "unlike-the-best":
+        return "the photos fall into two groups, and this one is in the lower"
     if reason == "not-like-real":
         return _measured("told apart from real ones of this class", "likeness", value, limit, least=True)
     if reason == "near-duplicate":

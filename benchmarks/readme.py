@@ -173,7 +173,8 @@ def crawler() -> list[str]:
 QUALITY = {
     "plain": "argmax of the step's model, one look", "query": "class or background, four views and mirror images",
     "helper": "the same by the helper decoder", "both": "mean of the two", "grabcut": "helper, outlines drawn anew",
-    "fixed_0.7": "helper, confidence of 0.7 or more", "area": "helper, area screen", "confidence": "helper, confidence screen",
+    "fixed_0.7": "helper, confidence of 0.7 or more", "area": "helper, area screen",
+    "confidence": "helper, confidence screen",
     "agreement": "helper, agreement screen", "typical": "helper, typical screen", "split": "helper, two-groups screen",
     "adversarial": "helper, adversarial selection (RECALL+)", "default": "helper, all screens as they are",
     "strict": "helper, outlines, screens set hard",
@@ -188,8 +189,8 @@ def labels() -> list[str]:
     figures = told["figures"]
     settings = figures["quality"]["settings"]
     lines = [
-        f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled train images "
-        "that no step saw, treated as web photos; IoU in percent of what is kept, pooled over pixels and as mean over "
+        f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled train "
+        "images that no step saw, treated as web photos; IoU in percent of what is kept, pooled over pixels and as mean over "
         "images, and that of plain argmax on the same images):",
         "",
         "| labels | kept, % | pooled | mean | plain argmax on the same |",

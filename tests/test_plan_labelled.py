@@ -268,13 +268,20 @@ def test_exemplars_are_shared_unless_their_labels_are_the_rows(workspace: Worksp
     assert "replay/kept/b/seed0/four" in made.slots
 
 
-def test_labels_of_other_pixels_are_not_kept(workspace: Workspace) -> None:
-    """By erasing, the step's labels are of changed images; exemplars are unchanged ones, with the data set's labels."""
-    rows = ROWS.replace('"web"', '"kept"').replace("lr = 0.05", 'inpaint = "pixels"')
-    made = plan(workspace, HEAD + KEPT + "complete = true\n" + rows, {"train.seeds": [0]})
-    assert "exemplars/kept/four/0000" in made.slots
-    assert "exemplars/kept/b/seed0/four/0000" not in made.slots
-    assert "exemplars/kept/a/seed0/four/0000" in made.slots
+@pytest.mark.parametrize(
+    ("row", "mode", "refused"),
+    [('inpaint = "pixels"', "argmax", True), ("inpaint = true", "pixels", True), ("", "pixels", True),
+     ('inpaint = "entropy"', "pixels", False), ("inpaint = false", "pixels", False), ("", "entropy", False)],
+)  # fmt: skip
+def test_labels_of_other_pixels_are_not_kept(workspace: Workspace, row: str, mode: str, refused: bool) -> None:
+    """Labels of erased images do not fit exemplars, which are whole: refused, where that is the row's mode."""
+    text = HEAD + KEPT + "complete = true\n" + of_mode(None).replace('"web"', '"kept"') + row
+    changes = {"train.seeds": [0], "relabel.mode": mode}
+    if not refused:
+        assert plan(workspace, text, changes).tasks
+        return
+    with pytest.raises(RecipeError, match="use another mode"):
+        plan(workspace, text, changes)
 
 
 # background inpainting

@@ -67,16 +67,24 @@ def test_classes_share_their_pictures(plan: Plan) -> None:
         assert sum(hidden) / len(hidden) > 0.75 * len(old)
 
 
+RECALL = ("recall", "recall_merged", "recall_no_inpaint", "recall_entropy", "recall_knowledge", "recall_complete",
+          "recall_both")  # fmt: skip
+
+
 def test_rows_and_replay_are_planned(plan: Plan) -> None:
-    """A chain per incremental row on one shared base, a joint model, and ten replay sets shared by the recall rows."""
+    """A chain per incremental row on one shared base, and a joint model; plain exemplars are shared by their rows."""
     trained = Counter(slot.split("/")[1] for slot in plan.slots if slot.startswith("train/"))
-    assert trained == {"base": 1, "finetune": 5, "recall": 5, "recall_no_inpaint": 5, "recall_merged": 5, "joint": 1}
-    names = plan.opened.scenario.names
-    assert {slot for slot in plan.slots if slot.startswith("replay/")} == {
-        f"replay/exemplars/{name}" for name in names[1:11]
-    }
+    assert trained == {"base": 1, "joint": 1, **dict.fromkeys(("finetune", *RECALL), 5)}
+    names, steps = plan.opened.scenario.names, plan.opened.scenario.steps
+    sets = {slot for slot in plan.slots if slot.startswith("replay/exemplars/") and slot.count("/") == 2}
+    assert sets == {f"replay/exemplars/{name}" for name in names[1:11]}
     relabelled = {slot.split("/")[1] for slot in plan.slots if slot.startswith("relabel/")}
-    assert relabelled == {"recall", "recall_merged"}
+    assert relabelled == set(RECALL) - {"recall_no_inpaint"}
+    assert {slot.split("/")[1] for slot in plan.slots if slot.startswith("uncertainty/")} == {"recall_entropy"}
+    for row in ("recall_knowledge", "recall_both"):
+        for k in range(1, len(steps)):
+            sets = {slot for slot in plan.slots if slot.startswith("replay/") and f"/{row}/seed0/step{k}/" in slot}
+            assert {slot.split("/")[-1] for slot in sets} == set(names[1 : 1 + len(steps[k].old)])
 
 
 def test_joint_trains_as_long_as_a_chain(plan: Plan) -> None:

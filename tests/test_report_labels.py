@@ -18,7 +18,7 @@ from test_report import EVIL, Maker, Seen, small_world
 from replaygen.plan import Plan
 from replaygen.report import sheet, write_report
 from replaygen.report.attribution import FLICKR_NOTICE
-from replaygen.report.behind import identity
+from replaygen.runs.behind import identity
 from replaygen.report.labels import Judgement, judge
 from replaygen.report.reasons import percent, words
 from replaygen.report.sheets import MOST_FLICKR, from_flickr, labelled_by, refusals, sheets

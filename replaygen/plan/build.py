@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.inpainters.specs import EraseSpec
     from replaygen.labelers.specs import TeacherSpec
     from replaygen.plan.generators import GeneratorAt
     from replaygen.scenario import Scenario, Step
@@ -51,6 +52,7 @@ class Opened:
         rows: the recipe's rows with their method files.
         lists: per source `web`, its list of addresses, or the folder with one a class.
         teachers: per source that a teacher labels, what it is, its files pinned.
+        erasers: how pixels are erased, for "relabel" and for each "replay.NAME" that has it.
         purged: the photos that may never come back.
     """
 
@@ -65,6 +67,7 @@ class Opened:
     given: tuple[Path, GivenParams] | None = None
     lists: Mapping[str, Path] = field(default_factory=dict)
     teachers: Mapping[str, TeacherSpec] = field(default_factory=dict)
+    erasers: Mapping[str, EraseSpec] = field(default_factory=dict)
     purged: Purged = field(default_factory=Purged)
 
 
@@ -147,8 +150,7 @@ class Builder:
             replay_sets = []
             if row.replay is not None:
                 labeled_by = chain if k > 1 else f"base/seed{seed}"
-                inpainted = () if current.pixels else current.labels  # those labels are of other pixels
-                held += self.labelled.held(row.replay, steps[k - 1], model, labeled_by, seed, inpainted)
+                held += self.labelled.held(row.replay, steps[k - 1], model, labeled_by, seed, current.labels)
                 at_step = [self.labelled.at_step(one, k, row, seed, chain) for one in held]
                 held, replay_sets = [one for one, _ in at_step], [key for _, key in at_step]
             current = self._current(k, model, chain, row.inpaint)
@@ -267,9 +269,9 @@ class Builder:
         where, before = self.current_where, []
         stage: type[Stage[Any]] = RelabelStage
         if mode == "pixels":
-            erase = told.erase.identity()
-            params |= {"erase": erase, "inpainter": identity_of(erase)}
-            where, stage = {**where, **told.erase.where()}, RemoveStage
+            eraser = self.opened.erasers["relabel"]
+            params |= {"erase": eraser.identity(), "inpainter": identity_of(eraser.identity())}
+            where, stage = {**where, **eraser.where()}, RemoveStage
         else:
             # PLOP's floor is for a mean over channels, the stage's for the entropy divided by log V
             floor = told.floor * (1 + len(self.scenario.steps[k].old)) if mode == "entropy" else 0.0

@@ -137,7 +137,7 @@ class LabelledTasks:
         if table.trust is not None:
             one = replace(one, trusted=(self._trust(one, table, step, by, seed),))
         if table.erase is not None:
-            one = self._erased(one, table, f"{source}/{by}/{name}")
+            one = self._erased(one, f"{source}/{by}/{name}")
         return one
 
     def _voters(self, table: ReplayTable, step: Step, model: str, seed: int) -> Inputs:
@@ -216,9 +216,8 @@ class LabelledTasks:
         )  # fmt: skip
         return self.built.add(task)
 
-    def _erased(self, one: Held, table: ReplayTable, place: str) -> Held:
-        assert table.erase is not None
-        spec = table.erase
+    def _erased(self, one: Held, place: str) -> Held:
+        spec = self.opened.erasers[f"replay.{one.source}"]
         params = {"erase": spec.identity(), "inpainter": identity_of(spec.identity()), "threads": self.recipe.threads}
         where = {**spec.where(), "device": self.opened.where["device"]}
         trusted = [("trusted", key) for key in one.trusted]

@@ -19,6 +19,7 @@ from replaygen.stages.given import read_given
 
 if TYPE_CHECKING:
     from replaygen.datasets import FolderPhotos, SegmentationDataset
+    from replaygen.inpainters.specs import EraseSpec
     from replaygen.labelers.specs import TeacherSpec
     from replaygen.learn.specs import NetworkSpec
     from replaygen.scenario import Scenario
@@ -83,6 +84,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
         photos=photos,
         lists=lists,
         teachers=teachers,
+        erasers=_erasers(recipe, path=path, workspace=workspace),
         purged=Purged(store),
         generators=open_generators(recipe, scenario, path=path, workspace=workspace, cache_dir=cache_dir),
         network=spec.identity(),
@@ -116,6 +118,18 @@ def _teachers(recipe: RecipeTable, scenario: Scenario, *, path: Path, workspace:
             names = [scenario.names[channel] for channel in step.new]
             if table.only is None or not set(names).isdisjoint(table.only):
                 spec.indices(names, labels)
+    return found
+
+
+def _erasers(recipe: RecipeTable, *, path: Path, workspace: Path) -> dict[str, EraseSpec]:
+    """How pixels are erased, by the table that says it, with the paths that this machine knows."""
+    asked = {f"replay.{name}": table.erase for name, table in recipe.replay.items() if table.erase is not None}
+    found = {}
+    for name, spec in {**asked, "relabel": recipe.relabel.erase}.items():
+        weights = spec.weights
+        if weights is not None:
+            weights = str(expand_path(weights, workspace=workspace, where=str(path)))
+        found[name] = spec.model_copy(update={"weights": weights})
     return found
 
 

@@ -251,7 +251,8 @@ class RecipeTable(Table):
                 raise ValueError(f"replay.{name}.fit.on = {on!r} is no replay of photos; " + nearest_hint(on, photos))
         for method in self.method:
             completed = method.replay in self.replay and self.replay[method.replay].complete
-            if completed and "pixels" in (method.inpaint, self.relabel.mode if method.inpaint is not False else None):
+            mode = self.relabel.mode if method.inpaint in (None, True) else method.inpaint
+            if completed and mode == "pixels":
                 raise ValueError(
                     f'method {method.name!r}: exemplars with complete = true keep labels, and inpaint = "pixels" '
                     "changes images instead; use another mode"

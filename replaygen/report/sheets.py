@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replaygen.report.attribution import FLICKR_NOTICE, link
-from replaygen.report.behind import ancestors, identity, is_judged
+from replaygen.runs.behind import ancestors, identity, is_judged
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.files import write_text

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from replaygen.report.attribution import FLICKR_NOTICE
-from replaygen.report.behind import Slice, is_judged, open_shard
+from replaygen.runs.behind import Slice, is_judged, open_shard
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.labels import Judged, Judgement, judge

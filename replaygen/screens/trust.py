@@ -288,9 +288,7 @@ def _limit_of(upper: Floats, keep: float) -> float:
     return min(0.5, float(np.quantile(upper, 1 - keep))) if len(upper) else 0.5
 
 
-def _duplicates(
-    vectors: npt.NDArray[np.float32], trust: Floats, limit: float, passed: npt.NDArray[np.bool_]
-) -> Floats:
+def _duplicates(vectors: npt.NDArray[np.float32], trust: Floats, limit: float, passed: npt.NDArray[np.bool_]) -> Floats:
     """For each picture the largest cosine to a better one that is kept; 0 for the first."""
     unitary = unit(vectors)
     nearest = np.zeros(len(trust))

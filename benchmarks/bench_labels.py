@@ -1,7 +1,8 @@
 """Labels worth trusting: how right they are, what becomes of distractors, and what each part does to the final mIoU.
 
-Needs REPLAYGEN_DATA with voc_animals/, web_animals/, camvid/ and weights/. Parts resume where they were interrupted;
-`--only PART` runs one of them, and the file is written once all are there: voc, distractors, quality, camvid, person.
+Needs REPLAYGEN_DATA with voc_animals/, web_animals/, camvid/ and weights/. Parts resume where they were interrupted.
+`--only PART` runs one of them (voc, distractors, quality, camvid, person), `--seeds 0,1` says for which seeds; the file
+is written once all are there. Each part says its own seeds.
 
 Figures:
     kept_iou_gain: points of IoU (pooled over pixels, all classes) of the best setting's kept labels above plain argmax,
@@ -27,7 +28,13 @@ from common import QUICK, REPOSITORY, fresh_folder, need_data, write
 from label_quality import quality, summary
 from label_tables import distractors, table
 
-SEEDS = (0, 1) if QUICK else (0, 1, 2)
+
+def _asked(name: str, default: str) -> list[str]:
+    """The values of an option, split at commas."""
+    return (sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default).split(",")
+
+
+SEEDS = tuple(map(int, _asked("--seeds", "0,1" if QUICK else "0,1,2")))
 RECIPE = "voc-animals-labels"
 BEST = "recall_trusted"
 TINY: dict[str, Any] = {
@@ -53,14 +60,13 @@ def main() -> None:
         quick = {**TINY, **{f"replay.{name}.count": 6 for name in SOURCES}} if QUICK else {}
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "voc": lambda: table(RECIPE, folder, VOC, SEEDS, quick, BEST),
-            "distractors": lambda: distractors(data, folder, RECIPE, quick, SEEDS[:2]),
-            "quality": lambda: summary([quality(folder, seed, quick) for seed in SEEDS[:2]]),
+            "distractors": lambda: distractors(data, folder, RECIPE, quick, SEEDS),
+            "quality": lambda: summary([quality(folder, seed, quick) for seed in SEEDS]),
             "camvid": lambda: table("camvid-6-1", folder, CAMVID, SEEDS, _small_camvid() if QUICK else {},
                                     "recall_both"),
             "person": lambda: table("voc-animals-person-labels", folder, PERSON, SEEDS, quick, BEST),
         }  # fmt: skip
-        asked = sys.argv[sys.argv.index("--only") + 1].split(",") if "--only" in sys.argv else list(parts)
-        for name in asked:
+        for name in _asked("--only", ",".join(parts)):
             told = parts[name]()
             (folder / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
             print(json.dumps({name: told}), flush=True)

@@ -189,9 +189,9 @@ def labels() -> list[str]:
     figures = told["figures"]
     settings = figures["quality"]["settings"]
     lines = [
-        f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled train "
-        "images that no step saw, treated as web photos; IoU in percent of what is kept, pooled over pixels and as mean over "
-        "images, and that of plain argmax on the same images):",
+        f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled "
+        "train images that no step saw, treated as web photos; IoU in percent of what is kept, pooled over pixels and "
+        "as mean over images, and that of plain argmax on the same images):",
         "",
         "| labels | kept, % | pooled | mean | plain argmax on the same |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -18,11 +18,11 @@ from test_report import EVIL, Maker, Seen, small_world
 from replaygen.plan import Plan
 from replaygen.report import sheet, write_report
 from replaygen.report.attribution import FLICKR_NOTICE
-from replaygen.runs.behind import identity
 from replaygen.report.labels import Judgement, judge
 from replaygen.report.reasons import percent, words
 from replaygen.report.sheets import MOST_FLICKR, from_flickr, labelled_by, refusals, sheets
 from replaygen.report.strips import PAGE_FLICKR, STRIPES, by_turns, groups, judged_sheet, striped
+from replaygen.runs.behind import identity
 from replaygen.runs.replay import ReplaySet, replay_sets
 from replaygen.sample import decode_image, encode_jpeg, encode_png
 from replaygen.stages import Inputs, Task

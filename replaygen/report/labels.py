@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from replaygen.runs.behind import Slice, open_shard, read_json, slices_of, verdicts
 from replaygen.report.reasons import Limit, as_limit, as_number, words
+from replaygen.runs.behind import Slice, open_shard, read_json, slices_of, verdicts
 from replaygen.runs.replay import ReplaySet
 from replaygen.store import Record
 

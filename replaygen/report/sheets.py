@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replaygen.report.attribution import FLICKR_NOTICE, link
-from replaygen.runs.behind import ancestors, identity, is_judged
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.files import write_text
 from replaygen.report.labels import judge
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.text import cut, plain
+from replaygen.runs.behind import ancestors, identity, is_judged
 from replaygen.runs.proof import licence_told
 from replaygen.runs.replay import ReplaySample, ReplaySet
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from replaygen.report.attribution import FLICKR_NOTICE
-from replaygen.runs.behind import Slice, is_judged, open_shard
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.labels import Judged, Judgement, judge
@@ -29,6 +28,7 @@ from replaygen.report.sheets import (
     told_once,
 )
 from replaygen.report.text import number, plain, plural
+from replaygen.runs.behind import Slice, is_judged, open_shard
 from replaygen.sample import decode_image, decode_mask, encode_png
 
 if TYPE_CHECKING:

@@ -98,7 +98,9 @@ def judge(found: Candidates, real: Standards, spec: TrustSpec) -> Verdict:
     screens = _limits(found, real, spec, typical)
 
     def passed() -> npt.NDArray[np.bool_]:
-        return ~np.logical_or.reduce([screen.refused for screen in screens] or [np.zeros(len(typical), bool)])
+        refused = [screen.refused for screen in screens] or [np.zeros(len(typical), bool)]
+        made: npt.NDArray[np.bool_] = ~np.any(refused, axis=0)
+        return made
 
     if spec.adversarial > 0 and len(found.ids) > 1:  # one alone has no other half to learn from
         seen, limit = adversarial(found.vectors, real.vectors, spec.adversarial)

@@ -414,7 +414,7 @@ def test_a_sheets_refusals_are_counted_once(plan: Plan) -> None:
         (words("area-too-small"), "the class covers too little of the picture"),
         (words("views-disagree", 0.4, 0.6),
          "two looks at the picture disagree: agreement 0.40, at least 0.60 is asked"),
-        (words("atypical", 3.0), "unlike real ones of this class: distance 3"),
+        (words("atypical", 0.25), "unlike real ones of this class: likeness 0.25"),
         (words("not-like-real", 0.1, 0.5),
          "told apart from real ones of this class: likeness 0.10, at least 0.50 is asked"),
         (words("not-among-best", 71, 64), "place 71; the first 64 are kept"),

@@ -133,6 +133,7 @@ def label_by_all(
     surest = joint.max(axis=0)
     if unsure > 0:
         mask[surest < unsure] = IGNORE
+        is_class = mask == channel
     widest = max(opinions, key=lambda opinion: len(opinion.channels))
     seen = np.array(widest.channels)[widest.probabilities.argmax(axis=0)]
     strange = (seen != 0) & (seen != channel)

@@ -107,11 +107,12 @@ def judge(found: Candidates, real: Standards, spec: TrustSpec) -> Verdict:
         scores["real"] = seen
         screens.append(_Screen("not-like-real", seen, limit, seen < limit))
     if spec.split and len(found.ids) >= FEWEST:
-        groups = two_groups(sort_themselves(found, real, typical))
+        answers = sort_themselves(found, real, typical)
+        groups = two_groups(answers)
         scores["belongs"] = groups.upper
         if groups.evidence > TWO_GROUPS:
-            limit = _limit_of(groups.upper[passed()], spec.keep)
-            screens.append(_Screen("unlike-the-best", groups.upper, limit, groups.upper < limit))
+            lower = _but_for(groups.upper < 0.5, answers, passed(), spec.keep)
+            screens.append(_Screen("unlike-the-best", groups.upper, 0.5, lower))
     if spec.duplicates > 0:
         nearest = _duplicates(found.vectors[:, 0], trust, spec.duplicates, passed())
         screens.append(_Screen("near-duplicate", nearest, spec.duplicates, nearest > spec.duplicates))
@@ -285,9 +286,15 @@ def _quantile_of(values: Floats, known: Floats) -> Floats:
     return np.searchsorted(np.sort(known), values, side="right") / len(known)
 
 
-def _limit_of(upper: Floats, keep: float) -> float:
-    """One half; lower where that would refuse more than the share 1 - keep of those that passed so far."""
-    return min(0.5, float(np.quantile(upper, 1 - keep))) if len(upper) else 0.5
+def _but_for(
+    lower: npt.NDArray[np.bool_], answers: Floats, passed: npt.NDArray[np.bool_], keep: float
+) -> npt.NDArray[np.bool_]:
+    """The lower group, but for the best of those that passed so far, where fewer than the share `keep` would be left."""
+    wanted = int(np.ceil(keep * passed.sum()))
+    ranked = [index for index in np.argsort(-answers, kind="stable") if passed[index]]
+    made = lower.copy()
+    made[ranked[:wanted]] = False
+    return made
 
 
 def _duplicates(vectors: npt.NDArray[np.float32], trust: Floats, limit: float, passed: npt.NDArray[np.bool_]) -> Floats:

@@ -59,7 +59,7 @@ def open_current(
     return _dataset(data, dataset_digest), _scenario(data, dataset_digest, cut, scenario_digest)
 
 
-_models: OrderedDict[tuple[str, str], tuple[SegNet, dict[str, Any]]] = OrderedDict()
+_models: OrderedDict[tuple[str, str, str], tuple[SegNet, dict[str, Any]]] = OrderedDict()
 _MODELS = 3
 """Models held at once: a step's model, and the helper that labels beside it."""
 
@@ -102,7 +102,7 @@ def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
     from replaygen.learn import load_network
 
     device = device_of(inputs.where)
-    name = (record.output("model.safetensors").digest, device)
+    name = (record.output("model.safetensors").digest, record.output("model.json").digest, device)
     if name not in _models:
         info = inputs.read_json(record, "model.json")
         net = load_network(inputs.read(record, "model.safetensors"), info, network_spec(inputs.where))

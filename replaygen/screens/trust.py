@@ -289,7 +289,7 @@ def _quantile_of(values: Floats, known: Floats) -> Floats:
 def _but_for(
     lower: npt.NDArray[np.bool_], answers: Floats, passed: npt.NDArray[np.bool_], keep: float
 ) -> npt.NDArray[np.bool_]:
-    """The lower group, but for the best of those that passed so far, where fewer than the share `keep` would be left."""
+    """The lower group, but for the best of those that passed so far: the share `keep` of them is never refused."""
     wanted = int(np.ceil(keep * passed.sum()))
     ranked = [index for index in np.argsort(-answers, kind="stable") if passed[index]]
     made = lower.copy()

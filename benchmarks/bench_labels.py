@@ -1,13 +1,14 @@
 """Labels worth trusting: how right they are, what becomes of distractors, and what each part does to the final mIoU.
 
 Needs REPLAYGEN_DATA with voc_animals/, web_animals/, camvid/ and weights/. Parts resume where they were interrupted.
-`--only PART` runs one of them (voc, distractors, quality, camvid, person), `--seeds 0,1` says for which seeds; the file
-is written once all are there. Each part says its own seeds.
+`--only PART` runs one of them (voc, boxes, distractors, quality, camvid, person), `--seeds 0,1` says for which seeds;
+the file is written once all are there. Each part says its own seeds.
 
 Figures:
     kept_iou_gain: points of IoU (pooled over pixels, all classes) of the best setting's kept labels above plain argmax,
         on labelled train images that no step saw; kept_iou_gain_same_images: both on the same kept images;
-        keep_rate: of that setting. `quality` has every setting, one number a seed. box_iou: see `label_boxes`.
+        keep_rate: of that setting. `quality` has every setting, one number a seed.
+    boxes: of web photos that came with a box, the mean IoU of the label's box with it, of rows of `voc`.
     distractors_in_buffer: share of the trained-on photos of cow and sheep that are goats, llamas and pigs, of which
         30 % were planted; the worst of classes and seeds. `distractors` has rows on clean and on planted photos.
     share_of_joint: percent of the mIoU of joint training that the row `best` reaches, one a seed, `voc`.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import QUICK, REPOSITORY, fresh_folder, need_data, write
+from label_boxes import boxes
 from label_quality import quality, summary
 from label_tables import distractors, table
 
@@ -60,6 +62,7 @@ def main() -> None:
         quick = {**TINY, **{f"replay.{name}.count": 6 for name in SOURCES}} if QUICK else {}
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "voc": lambda: table(RECIPE, folder, VOC, SEEDS, quick, BEST),
+            "boxes": lambda: boxes(RECIPE, data, folder / "cache", quick, SEEDS),
             "distractors": lambda: distractors(data, folder, RECIPE, quick, SEEDS),
             "quality": lambda: summary([quality(folder, seed, quick) for seed in SEEDS]),
             "camvid": lambda: table("camvid-6-1", folder, CAMVID, SEEDS, _small_camvid() if QUICK else {},

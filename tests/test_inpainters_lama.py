@@ -24,8 +24,9 @@ import pytest
 from replaygen.errors import ModelError, RecipeError
 from replaygen.inpainters import lama_env, lama_server
 from replaygen.inpainters.base import Checked, Failure, open_inpainter
-from replaygen.inpainters.lama import OwnLama
+from replaygen.inpainters.lama import OwnLama, check_weights
 from replaygen.inpainters.lama_wire import Wire
+from replaygen.inpainters.specs import EraseSpec
 
 HOME = lama_env.environment()
 real = pytest.mark.skipif(False, reason="") if HOME.ready else pytest.mark.soak
@@ -271,6 +272,22 @@ def test_only_weights_that_the_user_accepted_run(weights: Path, tmp_path: Path) 
     assert lama_server.accepted(weights, sha256(weights).upper()).sha256 == sha256(weights)
 
 
+def test_weights_are_looked_at_before_any_work(weights: Path, tmp_path: Path) -> None:
+    """From the recipe's table, whether or not the environment is there; nothing is asked of other backends."""
+    told = {"backend": "lama", "sha256": sha256(weights)}
+    check_weights(EraseSpec(**told, weights=str(weights)))
+    check_weights(EraseSpec(**told, server="http://127.0.0.1:9"))
+    check_weights(EraseSpec())
+    with pytest.raises(ModelError, match="no such weights"):
+        check_weights(EraseSpec(**told, weights=str(tmp_path / "none.pt")))
+    with pytest.raises(ModelError, match="was accepted"):
+        check_weights(EraseSpec(backend="lama", sha256="0" * 64, weights=str(weights)))
+    if os.geteuid() != 0:
+        (tmp_path / "mine.pt").touch(mode=0)
+        with pytest.raises(ModelError, match="cannot be read"):
+            check_weights(EraseSpec(**told, weights=str(tmp_path / "mine.pt")))
+
+
 def test_weights_that_change_after_they_were_accepted_do_not_run(state: Path, tmp_path: Path, weights: Path) -> None:
     """The copy is hashed while it is made."""
     mine = tmp_path / "mine.pt"
@@ -344,6 +361,21 @@ def test_an_installation_that_fails_leaves_nothing_ready(state: Path, monkeypatc
     assert "ERROR" in Path(failed.value.where).read_text()
     assert lama_env.environment().why == "half-made"
     assert len(steps) == 2
+
+
+def test_pip_sees_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed and imported sees neither keys nor tokens; where nothing is fetched, not even proxies."""
+    monkeypatch.setenv("FLICKR_API_SECRET", "hush")
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:1")
+    monkeypatch.setenv("PIP_CERT", "of a company")
+    for fetching in (True, False):
+        log = tmp_path / f"{fetching}.log"
+        lama_env._do([sys.executable, "-I", "-c", "import os; print(*os.environ.items())"], log, fetching=fetching)
+        seen = log.read_text()
+        assert "hush" not in seen
+        assert "PATH" in seen
+        assert ("proxy.example" in seen, "of a company" in seen) == (fetching, fetching)
 
 
 def test_doctor_installs_lama_and_nothing_else() -> None:

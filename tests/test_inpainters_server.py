@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 
 from replaygen.errors import ModelError, RecipeError
-from replaygen.inpainters.base import Checked, Failure, open_inpainter
+from replaygen.inpainters.base import Checked, Failure, checked, open_inpainter
 from replaygen.inpainters.lama_wire import Wire
 from replaygen.testing.bad_inpainter import WAYS, BadInpainter
 
@@ -143,3 +147,94 @@ def test_a_closed_inpainter_says_so() -> None:
             inpainter.fill(image, hole)
         with ask(server) as another:
             another.fill(image, hole)
+
+
+RUNS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+import numpy as np
+from replaygen.inpainters.base import open_inpainter
+
+rng = np.random.default_rng(0)
+image, hole = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), np.zeros((40, 40), dtype=bool)
+hole[10:30, 10:30] = True
+count = int(sys.argv[2])
+with open_inpainter({"backend": "lama"}, {"server": sys.argv[1], "timeout": 120}) as inpainter:
+    inpainter.fill_many([image] * count, [hole] * count)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("way", ["hang", "body-drip"])
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(way: str, count: int) -> None:
+    """Row 23: with a minute and more to wait for each picture, the process ends within seconds."""
+    with BadInpainter(way) as server:
+        child = subprocess.Popen([sys.executable, "-c", RUNS, server.url, str(count)], stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 60
+            while server.asked < min(count, 4):
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.2)
+            began = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, words = child.communicate(timeout=30)
+            assert time.monotonic() - began < 10
+        finally:
+            child.kill()
+            child.communicate()
+        assert child.returncode == -signal.SIGINT
+        assert words.rstrip().endswith(b"KeyboardInterrupt")
+        assert b"Exception" not in words
+        assert server.asked == min(count, 4)
+
+
+def test_closing_hangs_up() -> None:
+    """Whoever waits for an answer in another thread is told at once, and no answer is asked for again."""
+    image, hole = scene()
+    with BadInpainter("hang") as server:
+        inpainter = ask(server, 60.0)
+        later = threading.Timer(0.5, inpainter.close)
+        later.start()
+        began = time.monotonic()
+        with pytest.raises(ModelError, match="closed"):
+            inpainter.fill_many([image, image], [hole, hole])
+        assert time.monotonic() - began < 5
+        later.join()
+        assert server.asked == 2
+
+
+def test_one_error_ends_all_at_once() -> None:
+    """What a backend cannot go on from is raised; the pictures that wait are not tried, those under way not awaited."""
+
+    class Ends:
+        name, at_once = "ends", 2
+
+        def __init__(self) -> None:
+            self.calls, self.closed = 0, threading.Event()
+
+        def paint(self, image: Any, mask: Any) -> Any:
+            self.calls += 1
+            if self.calls == 2:
+                raise ModelError("gone for good")
+            self.closed.wait(60)
+            raise Failure("inpainter-crashed")
+
+        def identity(self) -> dict[str, Any]:
+            return {}
+
+        def versions(self) -> dict[str, str]:
+            return {}
+
+        def close(self) -> None:
+            self.closed.set()
+
+    image, hole = scene()
+    backend = Ends()
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="for good"):
+        checked(backend).fill_many([image] * 9, [hole] * 9)
+    assert time.monotonic() - began < 5
+    assert backend.closed.is_set()
+    assert backend.calls == 2

@@ -99,3 +99,15 @@ def test_only_classes_that_are_labelled_need_a_label(workspace: Workspace, tmp_p
     changes = teacher(tmp_path / "fewer", ("wall", *DIGITS[:8]))
     assert "'eight'" in str(refused(workspace, changes, RecipeError))
     planned(workspace, {**changes, "replay.photos.only": ["zero"]})
+
+
+def test_what_a_teacher_tells_from_the_rest_is_in_the_key(workspace: Workspace, tmp_path: Path) -> None:
+    """The other classes of a step decide what is background: another order of classes is another label."""
+    changes = {**teacher(tmp_path / "teacher", ("wall", *DIGITS, "nine")), "scenario.task": "2-8"}
+    keys = {}
+    for second in ("one", "five"):
+        order = ["zero", second, *(name for name in (*DIGITS, "nine") if name not in ("zero", second))]
+        plan = planned(workspace, {**changes, "scenario.classes": order})
+        slots = [slot for slot in plan.slots if slot.startswith("label/photos/") and "/zero/" in slot]
+        keys[second] = plan.slots[slots[0]]
+    assert keys["one"] != keys["five"]

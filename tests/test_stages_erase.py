@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +44,7 @@ CORNER: Box = (2, 30, 4, 40, OTHER)
 DOUBT: Box = (70, 90, 60, 110, UNSURE)
 THROUGH: Box = (30, 60, 0, 120, OTHER)
 MOST: Box = (0, 90, 0, 100, OTHER)
+BOXES = (PLAIN, CORNER, DOUBT, THROUGH, MOST)
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _known_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """A photo with nothing to erase, three with something, and one with too much."""
-    return World(tmp_path, (PLAIN, CORNER, DOUBT, THROUGH, MOST))
+    return World(tmp_path, BOXES)
 
 
 def test_pixels_outside_the_region_are_those_that_were(world: World) -> None:
@@ -314,18 +319,19 @@ def test_text_is_erased_where_asked(tmp_path: Path) -> None:
 
 
 class Sick:
-    """OpenCV, except that one call goes wrong."""
+    """OpenCV, except that some calls go wrong."""
 
     name, at_once = "opencv", 1
 
-    def __init__(self, at: int, answer: Callable[[np.ndarray], Any]) -> None:
-        self._well, self._at, self._answer, self._calls = OpenCV("telea", 5), at, answer, 0
+    def __init__(self, at: int | tuple[int, ...], answer: Callable[[np.ndarray], Any]) -> None:
+        self._at = (at,) if isinstance(at, int) else at
+        self._well, self._answer, self._calls = OpenCV("telea", 5), answer, 0
         self.closed = False
 
     def paint(self, image: np.ndarray, mask: np.ndarray) -> Any:
         """As `Backend`."""
         self._calls += 1
-        return self._answer(image) if self._calls - 1 == self._at else self._well.paint(image, mask)
+        return self._answer(image) if self._calls - 1 in self._at else self._well.paint(image, mask)
 
     def identity(self) -> dict[str, Any]:
         """OpenCV's."""
@@ -344,6 +350,10 @@ def _gone(image: np.ndarray) -> Any:
     raise Failure("inpainter-timeout", "no answer")
 
 
+def _unwell(image: np.ndarray) -> Any:
+    raise Failure("inpainter-refused", "HTTP 503 busy")
+
+
 def _over(image: np.ndarray) -> Any:
     raise ModelError("the inpainter does not start")
 
@@ -356,7 +366,6 @@ def _over(image: np.ndarray) -> Any:
         (lambda image: image[:-1], "inpainter-wrong-size"),
         (lambda image: image, "inpainter-unchanged"),
         (lambda image: "no picture", "inpainter-not-an-image"),
-        (_gone, "inpainter-timeout"),
     ],
 )
 @pytest.mark.parametrize("at", [0, 2])
@@ -380,7 +389,101 @@ def test_a_bad_answer_costs_one_sample(
     assert sick.closed
 
 
-@pytest.mark.parametrize("way", ["black-hole", "nan", "padded", "half", "hang", "error"])
+@pytest.mark.parametrize("answer", [_gone, _unwell])
+def test_what_passes_costs_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: Callable[[np.ndarray], Any]
+) -> None:
+    """A picture that got no answer is tried once more, and the record is the one of a good day."""
+    well = world.erased()
+    world.store.forget(well.key)
+    monkeypatch.setattr("replaygen.inpainters.base.open_inpainter", lambda spec, where: checked(Sick((0, 2), answer)))
+    record = world.erased()
+    assert (record.counts, record.outputs) == (well.counts, well.outputs)
+
+
+def test_a_few_that_get_no_answer_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hole of six that is never answered: the picture is lost by its reason, the others stand."""
+    world = World(tmp_path, tuple((2, 30 + n, 4, 40, OTHER) for n in range(6)))
+    sick = Sick((2, 6), _gone)
+    monkeypatch.setattr("replaygen.inpainters.base.open_inpainter", lambda spec, where: checked(sick))
+    record = world.erased()
+    assert record.counts.failed == {"inpainter-timeout": 1}
+    assert record.counts.accepted == len(world.shard(record, "images")) == 5
+
+
+@pytest.mark.parametrize("way", ["crash", "half", "hang", "error"])
+def test_a_server_that_is_not_well_publishes_nothing(world: World, way: str) -> None:
+    """A record is for good: where nothing was filled, or too little, a later run does all of it, and all is there."""
+    spec = {"backend": "lama", "sha256": "0" * 64}
+    with BadInpainter(way) as server:
+        with pytest.raises(ModelError, match=rf"not well: 3 of 3 .*{WAYS[way]}") as unwell:
+            world.erased(**spec, server=server.url, timeout=0.5)
+        assert "nothing was published" in unwell.value.hint
+        assert server.asked >= 6
+        server.way = "good"
+        record = world.erased(**spec, server=server.url)
+    assert (record.counts.accepted, record.counts.failed) == (4, {})
+
+
+RUNS = """
+import signal, sys
+from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+sys.path.insert(0, sys.argv[1])
+import test_stages_erase as here
+from replaygen.cli.stopping import stopping
+
+here.STAGES[here.HandStage.name] = here.HandStage
+with stopping():
+    here.World(Path(sys.argv[2]), here.BOXES).erased(backend="lama", server=sys.argv[3], sha256="0" * 64, timeout=120)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_task_whose_server_hangs(tmp_path: Path, number: int) -> None:
+    """Row 23: within ten seconds, though the recipe waits two minutes for a picture; a later run does the task."""
+    with BadInpainter("hang") as server:
+        child = subprocess.Popen(
+            [sys.executable, "-c", RUNS, str(Path(__file__).parent), str(tmp_path), server.url], stderr=subprocess.PIPE
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while server.asked < 3:
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            began = time.monotonic()
+            child.send_signal(number)
+            _, words = child.communicate(timeout=60)
+            assert time.monotonic() - began < 10
+        finally:
+            child.kill()
+            child.communicate()
+        assert words.rstrip().endswith(signal.Signals(number).name.encode())
+        assert child.returncode != 0
+        assert server.asked == 3
+        server.way = "good"
+        record = World(tmp_path, BOXES).erased(backend="lama", server=server.url, sha256="0" * 64)
+    assert record.counts.accepted == 4
+
+
+def test_too_many_that_get_no_answer_are_nobodys_fault_but_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of seventeen, each twice; or all of the first sixteen, after which the seventeenth is not tried."""
+    world = World(tmp_path, tuple((2, 30 + n, 4, 40, OTHER) for n in range(17)))
+    sick = Sick(tuple(range(40)), _gone)
+    monkeypatch.setattr("replaygen.inpainters.base.open_inpainter", lambda spec, where: checked(sick))
+    with pytest.raises(ModelError, match="not well: 16 of 16 holes"):
+        world.erased()
+    assert sick._calls == 32
+    sick = Sick((1, 3, 5, 7, *range(16, 20)), _gone)
+    with pytest.raises(ModelError, match="not well: 4 of 17 holes"):
+        world.erased()
+
+
+@pytest.mark.parametrize("way", ["black-hole", "nan", "padded"])
 def test_a_server_that_misbehaves_costs_what_it_was_asked(world: World, way: str) -> None:
     """Each picture that a server spoils is counted by its reason; what needed none is there; a good server does all."""
     with BadInpainter(way) as server:

@@ -92,8 +92,9 @@ _PACKAGES = {
     "jinja2": "report", "matplotlib": "report", "sklearn": "digits",
     "pytorch_pretrained_biggan": "biggan", "diffusers": "diffusion",
     "flickrapi": "crawl", "urllib3": "crawl", "pyrate_limiter": "crawl", "protego": "crawl", "simplejpeg": "crawl",
-    "cv2": "crawl", "imagehash": "crawl", "pyarrow": "crawl",
+    "cv2": "inpaint crawl", "imagehash": "crawl", "pyarrow": "crawl",
 }  # fmt: skip
+"""The extras that bring a package, by the name under which it is imported."""
 
 
 def doctor(
@@ -133,7 +134,8 @@ def doctor(
         return
     print(f"python {told['python']}, {told['cores']} cores, device: {device}")
     for name, there in rows.items():
-        print(f"  {name:<26}" + ("installed" if there else f"missing: pip install 'replaygen[{_PACKAGES[name]}]'"))
+        ways = " or ".join(f"'replaygen[{extra}]'" for extra in _PACKAGES[name].split())
+        print(f"  {name:<26}" + ("installed" if there else f"missing: pip install {ways}"))
     print(
         f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"
     )

@@ -28,6 +28,7 @@ Reason = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
+_PASSING = frozenset({"inpainter-timeout", "inpainter-crashed"})
 _RING = 8  # pixels around the hole that count as its surroundings
 _MANY = 64  # pixels of a hole from which on statistics are trusted
 _FEW = 16  # below, one colour is no wonder: only black among nothing dark is refused
@@ -46,6 +47,11 @@ class Failure(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: Reason = reason
         self.detail = detail
+
+    @property
+    def passing(self) -> bool:
+        """Whether it may be the backend's state and not the picture: another try may fill it."""
+        return self.reason in _PASSING or (self.reason == "inpainter-refused" and self.detail.startswith("HTTP 5"))
 
     def __reduce__(self) -> tuple[type[Failure], tuple[Reason, str]]:
         return Failure, (self.reason, self.detail)

@@ -11,9 +11,10 @@ reason, which costs that one picture.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ __all__ = [
     "open_inpainter",
 ]  # fmt: skip
 
+
+Answer = TypeVar("Answer")
 
 LAMA_CLEANER = "1.2.5"
 
@@ -57,6 +60,8 @@ class Inpainter(Protocol):
     def fill_many(self, images: Sequence[Image8], masks: Sequence[Mask]) -> list[Image8 | Failure]:
         """As `fill`, of several; a picture or a Failure each, in their order.
 
+        Interrupted, or when the backend is gone, it closes the inpainter and waits for no answer that is under way.
+
         Raises:
             ModelError, ValueError: as `fill`.
         """
@@ -82,7 +87,8 @@ class Backend(Protocol):
     """What stands behind `Checked`: it fills, and nothing it says is believed.
 
     `paint` raises Failure for a picture, ModelError where the backend cannot go on at all.
-    `at_once` is how many calls of `paint` may be under way.
+    `at_once` is how many calls of `paint` may be under way. Where that is more than one, `close` may
+    come while some are, and ends them soon; it may come twice.
     """
 
     name: str
@@ -178,13 +184,11 @@ class Checked:
         workers = min(self._backend.at_once, len(images))
         if workers <= 1:
             return [_caught(self.fill, image, mask) for image, mask in zip(images, masks, strict=True)]
-        with ThreadPoolExecutor(workers, thread_name_prefix="inpaint") as pool:
-            answers = [pool.submit(_caught, self.fill, image, mask) for image, mask in zip(images, masks, strict=True)]
-            try:
-                return [answer.result() for answer in answers]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            return _on_threads(lambda i: _caught(self.fill, images[i], masks[i]), len(images), workers)
+        except BaseException:
+            self.close()
+            raise
 
     def identity(self) -> dict[str, Any]:
         """As `Inpainter.identity`."""
@@ -215,6 +219,44 @@ def _caught(fill: Callable[[Image8, Mask], Image8], image: Image8, mask: Mask) -
         return fill(image, mask)
     except Failure as failure:
         return failure
+
+
+def _on_threads(work: Callable[[int], Answer], count: int, threads: int) -> list[Answer]:
+    """work(0), ..., work(count - 1), by several threads; the first error that comes ends it.
+
+    The threads are daemons: of a pool's threads Python waits for the end before it exits itself, and a request may hang
+    for as long as a picture may take.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Answer] | BaseException] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def go() -> None:
+        while not over.is_set():
+            try:
+                number = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((number, work(number)))
+            except BaseException as error:  # raised again below
+                done.put(error)
+                return
+
+    for number in range(count):
+        waiting.put(number)
+    answers: dict[int, Answer] = {}
+    try:
+        for number in range(threads):
+            threading.Thread(target=go, name=f"inpaint-{number}", daemon=True).start()
+        while len(answers) < count:
+            came = done.get()
+            if isinstance(came, BaseException):
+                raise came
+            answers[came[0]] = came[1]
+    finally:
+        over.set()
+    return [answers[number] for number in range(count)]
 
 
 def _check(image: Image8, mask: Mask) -> None:

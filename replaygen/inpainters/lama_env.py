@@ -1,7 +1,8 @@
 """The environment that lama-cleaner lives in: a venv of its own, outside every store.
 
 lama-cleaner 1.2.5 pins libraries of 2023 that cannot stand beside replaygen's, but works with newer ones; it is
-installed without its dependencies, and then what it really imports is. Unless `full`, the new environment sees this
+installed without its dependencies, and then what it really imports is: wheels alone, so that nobody's setup.py runs,
+and by a pip that sees none of this process's secrets. Unless `full`, the new environment sees this
 one's packages behind its own (a .pth file), so torch and its like are not installed twice.
 
 `replaygen.json` is written last: a folder without it is half-made, is not used, and is made anew.
@@ -36,6 +37,11 @@ _NEEDS = (
 _TOLD = ("lama-cleaner", "torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless", "flask",
          "werkzeug", "flask-socketio")  # fmt: skip
 _MARK = "replaygen.json"
+_BARE = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+_FETCHING = (
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+    "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
+)  # fmt: skip
 HINT = "replaygen doctor --install lama"
 
 
@@ -128,15 +134,16 @@ def install(*, full: bool = False, say: Callable[[str], None] = print) -> Enviro
         _do([sys.executable, "-m", "venv", str(path)], log)
         if shared:
             (_own(path)[0] / "replaygen-shared.pth").write_text("".join(f"{entry}\n" for entry in shared))
-        pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        python = str(path / "bin" / "python")
+        pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:"]
         only = path / "lama-cleaner.txt"
         only.write_text(f"lama-cleaner=={LAMA_CLEANER} --hash={_WHEEL}\n")
         say(f"installing lama-cleaner {LAMA_CLEANER}, without the versions that it pins")
-        _do([*pip, "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(only)], log)
+        _do([*pip, "--no-deps", "--require-hashes", "-r", str(only)], log, fetching=True)
         say("installing what it imports" + (", torch included: this takes long" if full else " and is missing"))
-        _do([*pip, *_NEEDS], log)
+        _do([*pip, *_NEEDS], log, fetching=True)
         say("importing its server")
-        _do([str(path / "bin" / "python"), "-I", "-c", "import lama_cleaner.server"], log)
+        _do([python, "-I", "-c", "import lama_cleaner.server"], log)
         told = {"python": platform.python_version(), "shared": shared, "versions": _versions([*_own(path), *shared])}
         part = path / f"{_MARK}.part"
         part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -171,9 +178,15 @@ def _versions(folders: Iterable[str | Path]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _do(command: list[str], log: Path) -> None:
-    """Run to the end; what it says goes to the log."""
-    calm = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+def _do(command: list[str], log: Path, *, fetching: bool = False) -> None:
+    """Run to the end; what it says goes to the log. It learns little of this process's environment; where it fetches,
+    also how to get out, and what the user tells pip."""
+    known = (*_BARE, *_FETCHING) if fetching else _BARE
+    calm = {
+        name: value
+        for name, value in os.environ.items()
+        if name in known or (fetching and name.startswith(("PIP_", "SSL_")))
+    }
     with log.open("a", encoding="utf-8") as told:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, env=calm, cwd="/")
     if done.returncode != 0:

@@ -48,16 +48,22 @@ def accepted(path: Path, sha256: str | None) -> Weights:
     """The weights, if the user has accepted a sha256 and the file has it.
 
     Raises:
-        RecipeError: no sha256 was accepted. ModelError: no such file, or it has another.
+        RecipeError: no sha256 was accepted. ModelError: no such file, none that can be read, or it has another.
     """
-    if not path.is_file():
-        raise ModelError("no such weights of LaMa", where=str(path), hint="weights = a TorchScript file")
+    try:
+        if not path.is_file():
+            raise ModelError("no such weights of LaMa", where=str(path), hint="weights = a TorchScript file")
+        with path.open("rb") as read:
+            found = hashlib.file_digest(read, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"the weights of LaMa cannot be read: {error.strerror}", where=str(path), hint="may you read that file?"
+        ) from None
     if not sha256:
         raise RecipeError(
             "these weights are a program that would run here, and no sha256 says that it may", where=str(path),
-            hint=f'if you trust where the file is from, write sha256 = "{_copy(path, None)[0]}" in the recipe',
+            hint=f'if you trust where the file is from, write sha256 = "{found}" in the recipe',
         )  # fmt: skip
-    found, _ = _copy(path, None)
     if found != sha256.lower():
         raise ModelError(
             f"the weights have sha256 {found}, and {sha256} was accepted", where=str(path),
@@ -187,7 +193,9 @@ def versions_of(home: Environment) -> dict[str, str]:
 
 
 def _environment(folder: Path, weights: Path, md5: str, token: str, threads: int) -> Mapping[str, str]:
-    """What the server may know: no secret of this process, no network, no home."""
+    """What the server may know: no secret, no proxy and no home of this process. Its libraries are told to stay offline
+    (HF_HUB_OFFLINE), but nothing keeps the weights, which are a program, from the network or from the user's files:
+    that is why only an accepted sha256 runs."""
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {
         **passed, "HOME": str(folder), "XDG_CACHE_HOME": str(folder), "TORCH_HOME": str(folder), "HF_HOME": str(folder),
@@ -206,10 +214,10 @@ def _one_gpu(device: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": seen[int(number)] if int(number) < len(seen) else number}
 
 
-def _copy(source: Path, target: Path | None) -> tuple[str, str]:
-    """Copy a file, if there is where to; sha256 and md5 of what was read."""
+def _copy(source: Path, target: Path) -> tuple[str, str]:
+    """Copy a file; sha256 and md5 of what was read."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with source.open("rb") as read, open(target or os.devnull, "wb") as written:
+    with source.open("rb") as read, target.open("wb") as written:
         while part := read.read(1 << 20):
             sha256.update(part)
             md5.update(part)

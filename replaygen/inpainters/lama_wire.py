@@ -64,6 +64,15 @@ class Wire:
         self._token = token
         self._form = "bmp" if not self._secure else "png"  # both lossless; the server answers in the form it was sent
         self._tls = ssl.create_default_context() if self._secure else None
+        self._turn = threading.Lock()
+        self._links: set[socket.socket] | None = set()  # under way; None: closed
+
+    def close(self) -> None:
+        """Hang up: requests that are under way, in other threads, and later ones raise Gone."""
+        with self._turn:
+            links, self._links = self._links, None
+        for link in links or ():
+            _hang_up(link)
 
     @property
     def place(self) -> str:
@@ -102,10 +111,12 @@ class Wire:
         deadline = time.monotonic() + timeout
         connection = self._connection(timeout)
         late: threading.Timer | None = None
+        link: socket.socket | None = None
         response: http.client.HTTPResponse | None = None
         try:
             connection.connect()
-            late = threading.Timer(max(0.0, deadline - time.monotonic()), _hang_up, (connection.sock,))
+            link = self._noted(connection.sock)
+            late = threading.Timer(max(0.0, deadline - time.monotonic()), _hang_up, (link,))
             late.daemon = True
             late.start()
             headers = {"Content-Type": kind} if kind else {}
@@ -127,6 +138,7 @@ class Wire:
             if response is not None:
                 response.close()
             connection.close()
+            self._forget(link)
         if time.monotonic() >= deadline:
             raise TimeoutError(f"no whole answer in {timeout:g} s")
         if response.status != 200:
@@ -136,6 +148,18 @@ class Wire:
         if not whole:
             raise Gone("hung up before the end")
         return data
+
+    def _noted(self, link: socket.socket) -> socket.socket:
+        with self._turn:
+            if self._links is None:
+                raise OSError("closed")
+            self._links.add(link)
+        return link
+
+    def _forget(self, link: socket.socket | None) -> None:
+        with self._turn:
+            if self._links is not None and link is not None:
+                self._links.discard(link)
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._tls is not None:

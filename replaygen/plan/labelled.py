@@ -26,6 +26,7 @@ from replaygen.stages.source import ExemplarStage
 from replaygen.stages.trust import StandardsStage, TrustStage
 
 if TYPE_CHECKING:
+    from replaygen.labelers.specs import TeacherSpec
     from replaygen.plan.build import Builder
     from replaygen.plan.rows import Row
     from replaygen.scenario import Step
@@ -157,16 +158,16 @@ class LabelledTasks:
         name = self.scenario.names[channel]
         # all or nothing, so that sets which differ in what is done with their labels share the labels
         judged = table.trust is not None or table.erase is not None or table.labeler == "helper"
-        teacher = table.teacher if table.labeler == "teacher" else None
+        teacher = self._teacher(source, step) if table.labeler == "teacher" else None
         params = {
             "class_name": name, "channel": channel, "step": list(step.new), **self._asked(table),
             "min_share": table.min_share, "marks": judged, "vectors": judged,
-            "teacher": None if teacher is None else self.opened.teachers[source].identity(),
+            "teacher": None if teacher is None else teacher.identity(),
         }  # fmt: skip
         where = dict(self.model_where)
         if teacher is not None:
             names = [self.scenario.names[one] for one in step.new]
-            where["teacher"] = {"spec": self.opened.teachers[source].model_dump(mode="json"), "names": names}
+            where["teacher"] = {"spec": teacher.model_dump(mode="json"), "names": names}
         features = [("features", key) for key in self.features(source, channel, images)]
         inputs = [*self._voters(table, step, model, seed), *self._selection(source, table, channel, images)]
         if judged and not features:
@@ -180,6 +181,12 @@ class LabelledTasks:
             keys.append(self.built.add(task))
         return keys
 
+    def _teacher(self, source: str, step: Step) -> TeacherSpec:
+        """The teacher as a step asks it: what it tells from the rest decides labels, so it is in the key."""
+        spec = self.opened.teachers[source]
+        names = [self.scenario.names[one] for one in step.new]
+        return spec.model_copy(update={"classes": {name: spec.classes.get(name, name) for name in names}})
+
     def _asked(self, table: ReplayTable) -> dict[str, Any]:
         """How labelers are asked; the same for photos and for the real images that set the standards."""
         return {
@@ -191,8 +198,9 @@ class LabelledTasks:
     def _trust(self, one: Held, table: ReplayTable, step: Step, by: str, seed: int) -> str:
         assert table.trust is not None
         name = self.scenario.names[one.channel]
+        spec = table.trust if table.trust.split else table.trust.model_copy(update={"keep": 0.5})  # it is of `split`
         task = TrustStage.task(
-            {"class_name": name, "channel": one.channel, **table.trust.model_dump(mode="json")},
+            {"class_name": name, "channel": one.channel, **spec.model_dump(mode="json")},
             inputs=[("standards", self._standards(one.source, table, step, seed)),
                     *(("labels", key) for key in one.labels)],
             slot=f"trust/{one.source}/{by}/{name}",
@@ -243,7 +251,7 @@ class LabelledTasks:
         if used < FEWEST:
             raise DataError(
                 f"a helper of step {step.index} would be fitted on {used} images",
-                hint=f"it needs {FEWEST}; use labeler = \"model\" without [replay.NAME.trust]",
+                hint=f"it needs {FEWEST}; use labeler = \"model\", no [replay.NAME.trust] and no `knowledge`",
             )  # fmt: skip
         fit = self.opened.rows.helper
         params = {

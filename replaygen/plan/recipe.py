@@ -70,6 +70,8 @@ class ScenarioTable(Table):
 _LABELLED = ("folder", "biggan", "diffusion", "fitted", "flickr", "web")
 """Sources whose images get a pseudo-label."""
 
+_OF_LABELLING = frozenset({"labeler", "label", "refine", "unsure", "min_share", "flip", "looks"})
+
 _TABLES_OF = {
     "folders": ("folder", "web"),
     "biggan": ("biggan",),
@@ -139,8 +141,10 @@ class ReplayTable(Table):
         for name, sources in _TABLES_OF.items():
             if getattr(self, name) not in (None, {}) and self.source not in sources:
                 raise ValueError(f"source {self.source!r} takes no `{name}`; that goes with {' or '.join(sources)}")
-        if self.source == "exemplar" and self.labeler != "model":
-            raise ValueError("source 'exemplar' has the data set's own labels, so it takes no `labeler`")
+        if self.source == "exemplar" and (odd := sorted(self.model_fields_set & _OF_LABELLING)):
+            raise ValueError(f"source 'exemplar' has the data set's own labels, so it takes no `{odd[0]}`")
+        if self.labeler == "teacher" and (self.looks > 1 or self.flip):
+            raise ValueError("a teacher looks once: leave `looks` and `flip` out")
         if self.complete and self.source != "exemplar":
             raise ValueError(f"source {self.source!r} takes no `complete`; it is about the labels of exemplars")
         if self.label == "seen" and self.labeler != "model":
@@ -172,6 +176,15 @@ class RelabelTable(Table):
     erase: EraseSpec = Field(default_factory=EraseSpec, description="pixels: how old objects are erased")
     flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
     looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
+
+    @model_validator(mode="after")
+    def _erases_objects(self) -> RelabelTable:
+        for name in ("others", "unsure", "text"):
+            if getattr(self.erase, name) != EraseSpec.model_fields[name].default:
+                raise ValueError(
+                    f"relabel.erase takes no `{name}`: it erases what the previous model sees of old classes"
+                )
+        return self
 
 
 class KnowledgeTable(Table):

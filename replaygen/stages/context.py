@@ -126,6 +126,15 @@ def open_helper(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra of numpy on one thread: sums then come in one order, here and on a worker."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+@contextmanager
 def on_this_machine() -> Iterator[None]:
     """What only the machine that runs a task can know, as errors with a way out: a missing package, a full GPU.
 

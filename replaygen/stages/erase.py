@@ -1,6 +1,11 @@
 """Stages that erase: from replay images what their labels hide, and from current images the objects of old classes.
 
 An erased image is stored as PNG whatever it was before: JPEG would change the pixels that stay.
+
+A record is for good, and an inpainter's bad minute is not. A picture that got no answer in time, that ended the server,
+or to which it said HTTP 5xx, is tried once more; whatever is wrong with it then is counted. Where no hole of a task was
+filled, or more than a fifth of them are still lost so, it is the inpainter that is not well: the task fails, nothing is
+published, and a later run does all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from replaygen.stages.context import Features, device_of, open_current, open_mod
 from replaygen.stages.screen import SELECTION
 
 if TYPE_CHECKING:
-    from replaygen.inpainters.base import Inpainter
+    from replaygen.inpainters.base import Failure, Inpainter
     from replaygen.inpainters.regions import Erasure
     from replaygen.sample import Image8, Mask8
     from replaygen.store import Record, Shard
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 16
 """Images that are held decoded at a time."""
+
+_MOST_LOST = 0.2
+"""Of a task's holes, the share that may be lost for a reason that passes."""
 
 _PICTURES = ("png", "jpg", "webp")
 
@@ -51,12 +59,17 @@ class EraseStage(Stage[EraseParams]):
     """Image shard i and its label shard -> images and labels without what the labels hide, the same ids or fewer.
 
     Inputs: "images"; "labels", whose `erase.png` says what else is in the picture; "trusted", the selections of the
-    samples to take, where there are any. Samples with nothing to erase keep their bytes.
+    samples to take, where there are any. Samples with nothing to erase keep their bytes. Not `heavy`, which a class is
+    or is not: this process holds no network, and OpenCV needs no torch. LaMa may be on a GPU, but in a process of its
+    own; its libraries are in the record's provenance.
+
+    Raises:
+        ModelError: the inpainter does not start, is not as planned, or is not well; see above. DataError: sizes differ.
     """
 
     name = "erase"
     version = 1
-    modules = (*_MODULES, "replaygen.screens.text", "replaygen.screens.looks")
+    modules = (*_MODULES, "replaygen.screens.text")
     seconds_per_sample = 0.03
     bytes_per_sample = 30_000
     Params = EraseParams
@@ -106,6 +119,9 @@ class RemoveStage(Stage[RemoveParams]):
     The reverse of background inpainting: what the previous model sees in the background is not written into the label
     but taken out of the picture. Where an old class stays, too small to erase, the label says 255. Images that are
     refused or fail are in neither shard: a reader has their own pixels and labels.
+
+    Raises:
+        ModelError, DataError: as `EraseStage`.
     """
 
     name = "remove"
@@ -167,6 +183,8 @@ class _Eraser:
             self._where["device"] = device_of(self._where)
         self._name = json.dumps([self._spec, self._identity, self._where], sort_keys=True)
         self._open: Inpainter | None = None
+        self._filled = self._lost = self._failed = 0
+        self._why = ""
 
     def __enter__(self) -> _Eraser:
         return self
@@ -182,7 +200,11 @@ class _Eraser:
             self._open.close()
 
     def done(self, jobs: Iterable[_Job], out: Out) -> Iterator[_Job]:
-        """The jobs that came to an end, with their images filled; each is counted, whatever became of it."""
+        """The jobs that came to an end, with their images filled; each is counted, whatever became of it.
+
+        Raises:
+            ModelError: too few holes were filled, and it is not the pictures.
+        """
         waiting: list[_Job] = []
         for job in jobs:
             if job.erasure.refused is not None:
@@ -193,21 +215,43 @@ class _Eraser:
                 out.accept()
                 yield job
             if len(waiting) == _AT_ONCE:
-                yield from self._filled(waiting, out)
+                yield from self._fill(waiting, out)
                 waiting = []
         if waiting:
-            yield from self._filled(waiting, out)
+            yield from self._fill(waiting, out)
+        if self._lost > _MOST_LOST * (self._filled + self._failed) or (self._lost and not self._filled):
+            self._give_up()
 
-    def _filled(self, jobs: Sequence[_Job], out: Out) -> Iterator[_Job]:
+    def _fill(self, jobs: Sequence[_Job], out: Out) -> Iterator[_Job]:
         from replaygen.inpainters.base import Failure
 
-        answers = self._opened().fill_many([job.image for job in jobs], [job.erasure.region for job in jobs])
+        answers = self._answers(jobs)
+        again = [i for i, answer in enumerate(answers) if isinstance(answer, Failure) and answer.passing]
+        for i, answer in zip(again, self._answers([jobs[i] for i in again]), strict=True):
+            answers[i] = answer
         for job, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, Failure):
+                self._failed += 1
+                if answer.passing:
+                    self._lost, self._why = self._lost + 1, str(answer)
                 out.fail(job.sample, answer.reason)
             else:
+                self._filled += 1
                 out.accept()
                 yield replace(job, image=answer)
+        if self._lost == self._failed > 0 == self._filled:  # the next pictures would wait in vain
+            self._give_up()
+
+    def _answers(self, jobs: Sequence[_Job]) -> list[Image8 | Failure]:
+        return self._opened().fill_many([job.image for job in jobs], [job.erasure.region for job in jobs])
+
+    def _give_up(self) -> None:
+        holes = self._filled + self._failed
+        raise ModelError(
+            f"the inpainter is not well: {self._lost} of {holes} holes got no answer, twice (the last: {self._why})",
+            where=str(self._where.get("server") or self._where.get("weights") or self._spec["backend"]),
+            hint="nothing was published: run again when it is well; if it is only slow, with a larger timeout",
+        )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
         """The libraries that filled, where anything was."""

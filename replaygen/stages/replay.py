@@ -49,8 +49,10 @@ class ReplayStage(Stage[ReplayParams]):
                 "labels_index": label_record.output("labels.index.json").digest,
             }
             if chosen is not None:
-                shard["kept"] = chosen[i]
-                samples = len(chosen[i])
+                shard["kept"], trusted = chosen[i]
+                samples = len(shard["kept"])
+                if trusted > samples:
+                    out.reject_unnamed("more-than-wanted", trusted - samples)
             else:
                 for _ in range(labelled - samples):
                     out.reject(f"shard-{i}", "more-than-wanted")
@@ -69,8 +71,8 @@ class ReplayStage(Stage[ReplayParams]):
         )  # fmt: skip
 
 
-def _chosen(wanted: int, labels: list[Record], inputs: Inputs) -> list[list[str]] | None:
-    """For each label shard the ids that belong to the set; None where nobody was screened."""
+def _chosen(wanted: int, labels: list[Record], inputs: Inputs) -> list[tuple[list[str], int]] | None:
+    """For each label shard the ids that belong to the set, and how many are trusted; None where nobody was screened."""
     if not inputs.records("trusted"):
         return None
     told = inputs.read_json(inputs.record("trusted"), SELECTION)
@@ -78,4 +80,4 @@ def _chosen(wanted: int, labels: list[Record], inputs: Inputs) -> list[list[str]
     held = [set(inputs.shard(record, "labels").ids) for record in labels]
     there = set().union(*held)
     chosen = set([sample for sample in ranked if sample in there][:wanted])
-    return [sorted(chosen & ids) for ids in held]
+    return [(sorted(chosen & ids), len(ids.intersection(ranked))) for ids in held]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from replaygen.errors import ModelError
 from replaygen.stages.base import DATA_MODULES, NETWORK_MODULES, Inputs, Out, Stage
-from replaygen.stages.context import Features, open_current, open_helper, open_model
+from replaygen.stages.context import Features, one_thread, open_current, open_helper, open_model
 from replaygen.stages.helper import fold_of
 from replaygen.stages.label import VECTORS, deepest_map, opinion, read_vectors, vector_bytes
 from replaygen.stages.screen import SELECTION
@@ -198,10 +198,14 @@ class TrustStage(Stage[TrustParams]):
         from replaygen.screens.trust import judge
 
         told = {name: value for name, value in asdict(params).items() if name in TrustSpec.model_fields}
-        verdict = judge(_candidates(inputs), _standards(inputs, params.channel), TrustSpec(**told))
+        real = _standards(inputs, params.channel)
+        with one_thread():
+            verdict = judge(_candidates(inputs), real, TrustSpec(**told))
         order = "best" if params.best else "ids"
         told = {"kept": verdict.kept, "rejected": verdict.rejected, "scores": verdict.scores, "order": order}
         out.put_json(SELECTION, told)
+        if not real.enough:
+            out.provenance["limits"] = f"none: {len(real.confidence)} real images in which the class is found"
         out.accept(len(verdict.kept))
         for one in verdict.rejected:
             out.reject(one["id"], one["reason"], value=one["value"])

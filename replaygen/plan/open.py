@@ -123,8 +123,6 @@ def _teachers(recipe: RecipeTable, scenario: Scenario, *, path: Path, workspace:
 
 def _erasers(recipe: RecipeTable, *, path: Path, workspace: Path) -> dict[str, EraseSpec]:
     """How pixels are erased, by the table that says it, with the paths that this machine knows."""
-    from replaygen.inpainters.lama import check_weights
-
     asked = {f"replay.{name}": table.erase for name, table in recipe.replay.items() if table.erase is not None}
     found = {}
     for name, spec in {**asked, "relabel": recipe.relabel.erase}.items():
@@ -132,7 +130,10 @@ def _erasers(recipe: RecipeTable, *, path: Path, workspace: Path) -> dict[str, E
         if weights is not None:
             weights = str(expand_path(weights, workspace=workspace, where=str(path)))
         found[name] = spec.model_copy(update={"weights": weights})
-        check_weights(found[name])
+        if weights is not None:
+            from replaygen.inpainters.lama import check_weights
+
+            check_weights(found[name])
     return found
 
 

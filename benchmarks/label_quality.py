@@ -48,11 +48,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "split": {**HELPER, "trust": {**OFF, "split": True}},
     "fixed_0.7": {**HELPER, "unsure": 0.0},
     "default": {**HELPER, "trust": {}},
+    "refined": {**HELPER, "refine": "grabcut", "trust": {}},
     "strict": {**HELPER, "refine": "grabcut", "trust": STRICT},
 }
 """What is compared; "fixed_0.7" keeps the helper's labels whose mean confidence is 0.7 or more; "default" is what
-`[replay.NAME.trust]` does by itself, "strict" what gives the best labels at half of them."""
-BEST, PLAIN = "strict", "plain"
+`[replay.NAME.trust]` does by itself, "refined" that with outlines drawn anew, "strict" what keeps the better half."""
+BEST, PLAIN = "refined", "plain"
 
 
 @dataclass

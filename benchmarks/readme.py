@@ -177,7 +177,8 @@ QUALITY = {
     "confidence": "helper, confidence screen",
     "agreement": "helper, agreement screen", "typical": "helper, typical screen", "split": "helper, two-groups screen",
     "adversarial": "helper, adversarial selection (RECALL+)", "default": "helper, all screens as they are",
-    "strict": "helper, outlines, screens set hard",
+    "refined": "helper, outlines drawn anew, all screens as they are",
+    "strict": "the same, screens set hard",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Needs REPLAYGEN_DATA with voc_animals/, web_animals/, camvid/ and weights/. Parts resume where they were interrupted.
 `--only PART` runs one of them (voc, boxes, distractors, quality, camvid, person), `--seeds 0,1` says for which seeds;
-the file is written once all are there. Each part says its own seeds.
+the file holds what was run so far (`not_run` names the rest). Each part says its own seeds.
 
 Figures:
     kept_iou_gain: points of IoU (pooled over pixels, all classes) of the best setting's kept labels above plain argmax,
@@ -81,18 +81,15 @@ def _small_camvid() -> dict[str, Any]:
 
 
 def _together(folder: Path, parts: list[str]) -> None:
-    """Write the file once every part has been run."""
+    """Write what was run so far; `not_run` names the rest."""
     files = {name: folder / f"{name}.json" for name in parts}
-    missing = [name for name, path in files.items() if not path.is_file()]
-    if missing:
-        print(f"not written yet: {', '.join(missing)} to come")
-        return
-    told = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    told = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+    quality, strangers, voc = (told.get(name, {}) for name in ("quality", "distractors", "voc"))
     write("labels", {
-        "kept_iou_gain": told["quality"]["kept_iou_gain"],
-        "kept_iou_gain_same_images": told["quality"]["kept_iou_gain_same_images"],
-        "keep_rate": told["quality"]["keep_rate"], "distractors_in_buffer": told["distractors"]["worst_share"],
-        "share_of_joint": told["voc"]["share_of_joint"], **told,
+        "kept_iou_gain": quality.get("kept_iou_gain"),
+        "kept_iou_gain_same_images": quality.get("kept_iou_gain_same_images"),
+        "keep_rate": quality.get("keep_rate"), "distractors_in_buffer": strangers.get("worst_share"),
+        "share_of_joint": voc.get("share_of_joint"), **told, "not_run": [name for name in parts if name not in told],
     })  # fmt: skip
 
 

@@ -188,6 +188,8 @@ def labels() -> list[str]:
     if told is None:
         return []
     figures = told["figures"]
+    if "quality" not in figures or "distractors" not in figures:
+        return []
     settings = figures["quality"]["settings"]
     lines = [
         f"**Labels against the truth** (`{told['command']}`, {seeds(settings['plain']['pooled'])}; labelled "

@@ -136,22 +136,23 @@ def _manifests(plan: Plan, row: str, name: str, seed: int) -> list[dict[str, Any
 
 
 def table(
-    recipe: str, folder: Path, rows: Sequence[str], seeds: Sequence[int], changes: Mapping[str, Any], best: str
+    recipe: str, folder: Path, rows: Sequence[str], seeds: Sequence[int], changes: Mapping[str, Any], reference: str
 ) -> dict[str, Any]:
-    """Rows of a recipe over seeds: mIoU after the last step, the difference to `best`, and its share of joint."""
+    """Rows of a recipe over seeds: mIoU after the last step, the difference to a row, and the share of joint."""
     asked = {**changes, "train.seeds": list(seeds)}
     replaygen("run", recipe, "--cache", str(folder / "cache"), "--report", str(folder / f"{recipe}.html"),
               "--workers", "2", *settings(asked))  # fmt: skip
     plan = opened(recipe, asked, folder / "cache", rows)
+    found = {row: {metric: last(plan, row, seeds, metric) for metric in ("all", "old", "new")} for row in rows}
+    joint, beside = np.array(found["joint"]["all"]), np.array(found[reference]["all"])
     told: dict[str, Any] = {}
-    reference = np.array(last(plan, best, seeds))
-    for row in rows:
-        values = {metric: last(plan, row, seeds, metric) for metric in ("all", "old", "new")}
-        difference = np.array(values["all"]) - reference
-        told[row] = {metric: rounded(found) for metric, found in values.items()}
+    for row, values in found.items():
+        own = np.array(values["all"])
+        told[row] = {metric: rounded(of_seeds) for metric, of_seeds in values.items()}
         told[row] |= {
-            "mean": round(float(np.mean(values["all"])), 2), "spread": round(float(np.std(values["all"], ddof=1)), 2)
-            if len(seeds) > 1 else None, "to_best": rounded(difference.tolist()),
+            "mean": round(float(own.mean()), 2),
+            "spread": round(float(own.std(ddof=1)), 2) if len(seeds) > 1 else None,
+            "to_reference": rounded((own - beside).tolist()), "share_of_joint": rounded((100 * own / joint).tolist()),
         }  # fmt: skip
-    shares = [100 * a / b for a, b in zip(told[best]["all"], told["joint"]["all"], strict=True)]
-    return {"rows": told, "best": best, "share_of_joint": rounded(shares), "seeds": list(seeds)}
+    highest = max((row for row in rows if row != "joint"), key=lambda row: told[row]["mean"])
+    return {"rows": told, "reference": reference, "highest": highest, "seeds": list(seeds)}

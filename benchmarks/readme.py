@@ -230,16 +230,15 @@ def _strangers(told: dict[str, Any]) -> list[str]:
 
 
 def _parts(told: dict[str, Any], title: str) -> list[str]:
-    best = told["best"]
+    reference = told["reference"]
     lines = [
-        f"Each part on and off, {title} ({seeds(told['seeds'])}; `{best}` reaches "
-        f"{spread(told['share_of_joint'])} % of joint):",
+        f"Each part on and off, {title} ({seeds(told['seeds'])}):",
         "",
-        f"| row | old | new | all | all, difference to {best} |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| row | old | new | all | all, difference to {reference} | % of joint |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in told["rows"].items():
-        cells = [spread(row[key]) for key in ("old", "new", "all", "to_best")]
+        cells = [spread(row[key]) for key in ("old", "new", "all", "to_reference", "share_of_joint")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -68,7 +68,7 @@ def test_classes_share_their_pictures(plan: Plan) -> None:
 
 
 RECALL = ("recall", "recall_merged", "recall_no_inpaint", "recall_entropy", "recall_knowledge", "recall_complete",
-          "recall_both")  # fmt: skip
+          "recall_both", "recall_all")  # fmt: skip
 
 
 def test_rows_and_replay_are_planned(plan: Plan) -> None:
@@ -80,8 +80,11 @@ def test_rows_and_replay_are_planned(plan: Plan) -> None:
     assert sets == {f"replay/exemplars/{name}" for name in names[1:11]}
     relabelled = {slot.split("/")[1] for slot in plan.slots if slot.startswith("relabel/")}
     assert relabelled == set(RECALL) - {"recall_no_inpaint"}
-    assert {slot.split("/")[1] for slot in plan.slots if slot.startswith("uncertainty/")} == {"recall_entropy"}
-    for row in ("recall_knowledge", "recall_both"):
+    assert {slot.split("/")[1] for slot in plan.slots if slot.startswith("uncertainty/")} == {
+        "recall_entropy",
+        "recall_all",
+    }
+    for row in ("recall_knowledge", "recall_both", "recall_all"):
         for k in range(1, len(steps)):
             sets = {slot for slot in plan.slots if slot.startswith("replay/") and f"/{row}/seed0/step{k}/" in slot}
             assert {slot.split("/")[-1] for slot in sets} == set(names[1 : 1 + len(steps[k].old)])

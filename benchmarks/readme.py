@@ -221,7 +221,8 @@ def _strangers(told: dict[str, Any]) -> list[str]:
         )
         rows.append(f"| {name} | {spread(row['clean'])} | {spread(row['planted'])} | {share} |")
     return [
-        f"Goats, llamas and pigs planted as 30 % of the photos of {' and '.join(told['planted'])}:",
+        f"Goats, llamas and pigs planted as 30 % of the photos of {' and '.join(told['planted'])} "
+        f"({seeds(next(iter(told['rows'].values()))['clean'])}):",
         "",
         "| method | mIoU, clean | mIoU, planted | of the photos trained on |",
         "| --- | ---: | ---: | --- |",

@@ -15,6 +15,7 @@ from replaygen.learn import (
     FitOptions,
     MixedBatches,
     NetworkSpec,
+    Prediction,
     Samples,
     ViewSpec,
     build_network,
@@ -60,9 +61,9 @@ def run(
         samples(), None, batch=options.batch, seed=1, iterations=options.iterations, channels=3
     )  # fmt: skip
 
-    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(said: Prediction, batch: Batch) -> torch.Tensor:
         time.sleep(pause)
-        return cross_entropy(logits, batch.masks)
+        return cross_entropy(said.logits, batch.masks)
 
     return fit(net, batches, loss, options, 5, partial, log, "cpu", "a test"), events
 

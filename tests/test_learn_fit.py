@@ -26,6 +26,7 @@ from replaygen.learn import (
     FitOptions,
     MixedBatches,
     NetworkSpec,
+    Prediction,
     Samples,
     ViewSpec,
     build_network,
@@ -178,8 +179,8 @@ def test_loss_that_is_not_a_number_stops_the_fit() -> None:
     """A NaN loss names the step, the iteration and a way out; no weights come of it."""
     batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=5, channels=2)
     with pytest.raises(ModelError, match="nan at iteration 1 of 5") as caught:
-        fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.sum() * math.nan, FitOptions(),
-            0, device="cpu", where="step 3")  # fmt: skip
+        fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.logits.sum() * math.nan,
+            FitOptions(), 0, device="cpu", where="step 3")  # fmt: skip
     assert caught.value.where == "step 3"
     assert "lower lr" in caught.value.hint
 
@@ -188,7 +189,7 @@ def test_class_without_pixels_is_told_early() -> None:
     """A class that is declared visible but has no pixel in the first epoch is warned about."""
     events: list[dict[str, object]] = []
     batches = MixedBatches(tiny((1, 2)), None, batch=2, seed=0, iterations=3, channels=3)
-    fit(build_network(NetworkSpec(widths=(4, 4)), 3, 0), batches, lambda z, b: z.mean(), FitOptions(), 0,
+    fit(build_network(NetworkSpec(widths=(4, 4)), 3, 0), batches, lambda z, b: z.logits.mean(), FitOptions(), 0,
         log=events.append, device="cpu")  # fmt: skip
     warnings = [event["message"] for event in events if event["event"] == "warning"]
     assert len(warnings) == 1
@@ -205,7 +206,7 @@ def test_replay_that_is_never_drawn_is_told_early() -> None:
     replay = Samples([replace(item, id=f"r-{item.id}", replay=True) for item in tiny().items])
     events: list[dict[str, object]] = []
     batches = Forgetful(tiny(), replay, batch=2, seed=0, iterations=3, channels=2)
-    fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.mean(), FitOptions(), 0,
+    fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, lambda z, b: z.logits.mean(), FitOptions(), 0,
         log=events.append, device="cpu")  # fmt: skip
     assert ["no replay sample was drawn" in str(e["message"]) for e in events if e["event"] == "warning"] == [True]
 
@@ -219,7 +220,7 @@ def test_fit_on_cached_features_moves_the_head_only() -> None:
     item = feature_item("a", (1,), False, lambda v: tuple(tap[v] for tap in taps), lambda: mask, views)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     batches = MixedBatches(Samples([item]), None, batch=2, seed=0, iterations=2, channels=2)
-    fit(net, batches, lambda z, b: cross_entropy(z, b.masks), FitOptions(), 0, device="cpu")
+    fit(net, batches, lambda z, b: cross_entropy(z.logits, b.masks), FitOptions(), 0, device="cpu")
     changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"head"}
 
@@ -344,9 +345,9 @@ def test_logits_have_the_size_of_the_masks() -> None:
     )  # fmt: skip
     sizes = []
 
-    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        sizes.append(tuple(logits.shape))
-        return cross_entropy(logits, batch.masks)
+    def loss(said: Prediction, batch: Batch) -> torch.Tensor:
+        sizes.append(tuple(said.logits.shape))
+        return cross_entropy(said.logits, batch.masks)
 
     fit(build_network(NetworkSpec(widths=(4, 4)), 2, 0), batches, loss, FitOptions(), 0, device="cpu")
     assert sizes == [(1, 2, 8, 8)]
@@ -360,7 +361,7 @@ def test_biases_and_norms_do_not_decay(optimizer: Literal["sgd", "adamw"]) -> No
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=1, channels=2)
     options = FitOptions(lr=0.5, weight_decay=0.2, optimizer=optimizer)
-    fit(net, batches, lambda z, b: z.sum() * 0, options, 0, device="cpu")
+    fit(net, batches, lambda z, b: z.logits.sum() * 0, options, 0, device="cpu")
     for name, value in net.named_parameters():
         factor = 0.9 if value.ndim > 1 else 1.0
         assert torch.allclose(value, before[name] * factor, rtol=1e-6, atol=0), name
@@ -371,6 +372,13 @@ def test_head_and_encoder_rates() -> None:
     net = build_network(NetworkSpec(widths=(4, 4)), 2, 0)
     before = {name: value.clone() for name, value in net.named_parameters()}
     batches = MixedBatches(tiny(), None, batch=2, seed=0, iterations=2, channels=2)
-    fit(net, batches, lambda z, b: z[:, 1].square().mean(), FitOptions(head_lr=0, weight_decay=0), 0, device="cpu")
+    fit(
+        net,
+        batches,
+        lambda z, b: z.logits[:, 1].square().mean(),
+        FitOptions(head_lr=0, weight_decay=0),
+        0,
+        device="cpu",
+    )
     moved = {name.split(".")[0] for name, value in net.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"encoder"}

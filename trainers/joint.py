@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from replaygen.learn import Batch, Checkpoint, Samples, StepJob, cross_entropy
+from replaygen.learn import Batch, Checkpoint, Prediction, Samples, StepJob, cross_entropy
 
 TRAITS = {"replay": False, "inpaint": False, "data": "all"}
 
@@ -29,7 +29,7 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
     options: Options = job.options or Options()
     net = job.fresh_network()
 
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(logits, batch.masks, weight=job.class_weights(batch.progress))
+    def loss(said: Prediction, batch: Batch) -> Tensor:
+        return cross_entropy(said.logits, batch.masks, weight=job.class_weights(batch.progress))
 
     return job.finish(net, job.train(net, job.batches(current, balance=options.balance), loss))

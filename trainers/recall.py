@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from replaygen.errors import DataError
-from replaygen.learn import Batch, Checkpoint, Samples, StepJob, cross_entropy, merged_cross_entropy
+from replaygen.learn import Batch, Checkpoint, Prediction, Samples, StepJob, cross_entropy, merged_cross_entropy
 
 TRAITS = {"replay": True, "inpaint": True, "data": "step"}
 
@@ -31,13 +31,13 @@ class Options:
 
     r_new, r_old: parts of a mini-batch that are current and replay.
     merged: an ablation: replay's background may hide any class that its label was not made for (merged cross-entropy).
-    init: rows of new classes, "random" or "balanced" (from the background's, as in MiB).
+    init: rows of new classes: "random", "copy" (the background's) or "balanced" (the background's, as in MiB).
     """
 
     r_new: float = 1.0
     r_old: float = 1.0
     merged: bool = False
-    init: Literal["random", "balanced"] = "random"
+    init: Literal["random", "balanced", "copy"] = "random"
 
 
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
@@ -49,13 +49,13 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
         )
     net = job.network(previous, options.init)
 
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
+    def loss(said: Prediction, batch: Batch) -> Tensor:
         weight = job.class_weights(batch.progress)
         if not options.merged:
-            return cross_entropy(logits, batch.masks, weight=weight)
+            return cross_entropy(said.logits, batch.masks, weight=weight)
         # inpainted current labels show every class, so only replay's background is merged
         visible = torch.where(batch.replay[:, None], batch.visible, True)
-        return merged_cross_entropy(logits, batch.masks, visible, weight=weight)
+        return merged_cross_entropy(said.logits, batch.masks, visible, weight=weight)
 
     batches = job.batches(current, buffer, options.r_new, options.r_old)
     return job.finish(net, job.train(net, batches, loss))

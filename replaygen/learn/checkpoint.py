@@ -24,14 +24,31 @@ class Checkpoint:
         tensors: a safetensors file; an always-frozen encoder is left out.
         info: JSON-able: format, names (of the channels), channels, step, new, old (channels), network
             (`NetworkSpec.identity()`), and what a trainer adds.
+        state: a safetensors file of what a method carries from step to step (prototypes, statistics), or None.
     """
 
     tensors: bytes
     info: dict[str, Any]
+    state: bytes | None = None
+
+    def carried(self) -> dict[str, Tensor]:
+        """The tensors of `state`, by name; empty where there is none.
+
+        Raises:
+            ModelError: they are no safetensors, or hold NaN or infinity.
+        """
+        if self.state is None:
+            return {}
+        where = f"carried state of step {self.info.get('step', '?')}"
+        found = _loaded(self.state, where)
+        _refuse_not_finite(found, where)
+        return found
 
 
-def save_checkpoint(net: SegNet, info: Mapping[str, Any]) -> Checkpoint:
+def save_checkpoint(net: SegNet, info: Mapping[str, Any], state: Mapping[str, Tensor] | None = None) -> Checkpoint:
     """The network's tensors and `info` (names, step, network at least) as a checkpoint; equal networks, equal bytes.
+
+    `state`: tensors that the method wants back at the next step.
 
     Raises:
         ModelError: a tensor holds NaN or infinity, or `info` lacks something.
@@ -45,7 +62,9 @@ def save_checkpoint(net: SegNet, info: Mapping[str, Any]) -> Checkpoint:
     _refuse_not_finite(tensors, "the trained network")
     told = {**info, "format": FORMAT, "channels": net.channels}
     _check_names(told, "the trained network")
-    return Checkpoint(save(tensors), told)
+    carried = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
+    _refuse_not_finite(carried, "the method's own state")
+    return Checkpoint(save(tensors), told, save(carried) if carried else None)
 
 
 def load_network(
@@ -68,9 +87,6 @@ def load_network(
     Raises:
         ModelError: another network, other classes, another step, missing or extra tensors, shapes, NaN or infinity.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     where = f"checkpoint of step {info.get('step', '?')}"
     _check_names(info, where)
     if names is not None and list(info["names"]) != list(names):
@@ -91,14 +107,21 @@ def load_network(
             f"the model was trained with another network; these differ: {', '.join(odd)}", where=where,
             hint="use the recipe's [network] that it was trained with",
         )  # fmt: skip
-    try:
-        loaded = load(tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"not a safetensors file ({error})", where=where, hint="the file is damaged") from None
+    loaded = _loaded(tensors, where)
     net = build_network(spec, int(info["channels"]), seed=0)
     _fill(net, loaded, where)
     net.at_step(int(info["step"]))
     return net.eval()
+
+
+def _loaded(data: bytes, where: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"not a safetensors file ({error})", where=where, hint="the file is damaged") from None
 
 
 def _fill(net: SegNet, loaded: dict[str, Tensor], where: str) -> None:

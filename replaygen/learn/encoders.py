@@ -18,6 +18,7 @@ from replaygen.learn.oplist import OpList, OpListNet, read_oplist, read_tensors,
 from replaygen.learn.specs import NetworkSpec, file_sha256
 
 _PROBE = 128
+_SCALING = {"mobilenet_v1": "symmetric", "mobilenet_v2": "symmetric"}  # of transformers' models; others: ImageNet's
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0..1
 
 
@@ -142,13 +143,14 @@ def _from_module(spec: NetworkSpec) -> Encoder:
 
 
 def _from_transformers(spec: NetworkSpec) -> Encoder:
-    body = _transformers_body(spec)
-    encoder = Encoder(body, "imagenet" if spec.preprocess == "auto" else spec.preprocess)
+    model = _transformers_model(spec)
+    kind = getattr(model.config, "model_type", "")
+    encoder = Encoder(_Maps(model), _SCALING.get(kind, "imagenet") if spec.preprocess == "auto" else spec.preprocess)
     dilate(encoder, spec.output_stride)
     return _picked_by_stride(encoder, spec)
 
 
-def _transformers_body(spec: NetworkSpec) -> nn.Module:
+def _transformers_model(spec: NetworkSpec) -> Any:
     from transformers import AutoBackbone, AutoConfig, AutoModel
 
     source: Any = spec.weights if spec.weights is not None else spec.hub
@@ -165,7 +167,7 @@ def _transformers_body(spec: NetworkSpec) -> nn.Module:
             kind = AutoBackbone
         model = kind.from_config(config)
         if not spec.pretrained:
-            return _Maps(model)
+            return _trimmed(model)
         # by the class itself: AutoBackbone.from_pretrained asks the hub whether a local folder exists there
         with quiet_transformers():
             model, told = type(model).from_pretrained(
@@ -180,7 +182,19 @@ def _transformers_body(spec: NetworkSpec) -> nn.Module:
     missing = sorted(name for name in told["missing_keys"] if not name.startswith("hidden_states_norms."))
     if missing:
         raise ModelError(f"the weights lack {missing[0]!r}", where=str(source))
-    return _Maps(model)
+    return _trimmed(model)
+
+
+def _trimmed(model: Any) -> Any:
+    """MobileNetV2 without the layers of its classifier, and batch norm that learns as TensorFlow's does."""
+    if model.config.model_type != "mobilenet_v2":
+        return model
+    model.conv_1x1, model.pooler = nn.Identity(), None
+    for module in model.modules():
+        # 0.997 is the share of the old statistics in TensorFlow; torch's momentum is the share of the new ones
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None and module.momentum > 0.5:
+            module.momentum = 1 - module.momentum
+    return model
 
 
 @contextlib.contextmanager

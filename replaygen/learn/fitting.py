@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from replaygen.errors import ModelError
 from replaygen.learn.batches import derive
-from replaygen.learn.networks import SegNet
+from replaygen.learn.heads import Classifier
+from replaygen.learn.networks import Prediction, SegNet
 from replaygen.learn.partial import FitState, PartialFolder, pack, unpack
 from replaygen.learn.samples import Batch
 from replaygen.learn.specs import FitOptions
@@ -39,8 +40,8 @@ class Event(dict[str, Any]):
 
 Log = Callable[[Event], None]
 """Gets every event of a fit; `print` and a logger's `info` will do."""
-Loss = Callable[[Tensor, Batch], Tensor]
-"""Logits float [B, C, S, S] and their batch -> scalar."""
+Loss = Callable[[Prediction, Batch], Tensor]
+"""What the network says of a batch, and the batch -> scalar. A frozen encoder's features are in the batch."""
 
 _DIAGNOSE_AFTER = 50
 
@@ -71,6 +72,7 @@ def fit(
     log: Log | None = None,
     device: str | torch.device | None = None,
     where: str = "",
+    state: Mapping[str, Tensor] | None = None,
 ) -> FitResult:
     """Fit `net` on `batches[0] .. batches[len - 1]`.
 
@@ -80,18 +82,20 @@ def fit(
     Args:
         net: changed in place.
         batches: see `MixedBatches`.
-        loss: from logits and batch to a scalar.
+        loss: from a prediction and its batch to a scalar.
         seed: of dropout and the like; iteration t is seeded by (seed, t).
         partial: a folder of this fit alone, or None.
         log: gets progress, warnings and checkpoints as mappings.
         device: "cpu", "cuda", ..., or None/"auto" = CUDA where there is one.
         where: names the fit in errors.
+        state: tensors that `loss` changes in place (prototypes, statistics); they are saved and put back with the rest.
 
     Raises:
         ModelError: the loss became NaN or infinite.
         StoreError: checkpoints cannot be written.
     """
-    return _Fit(net, batches, loss, options, seed, log or (lambda event: None), pick_device(device), where).run(partial)
+    made = _Fit(net, batches, loss, options, seed, log or (lambda event: None), pick_device(device), where, state or {})
+    return made.run(partial)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -104,7 +108,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 class _Fit:
     def __init__(
         self, net: SegNet, batches: Batches, loss: Loss, options: FitOptions, seed: int, log: Log,
-        device: torch.device, where: str,
+        device: torch.device, where: str, state: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = batches
@@ -114,6 +118,7 @@ class _Fit:
         self.log = log
         self.device = device
         self.where = where
+        self.state = state
         self.optimizer = make_optimizer(net, options)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.average = {n: t.detach().clone() for n, t in net.saved_tensors().items()} if options.average else {}
@@ -169,8 +174,10 @@ class _Fit:
                 batch = shifted(batch, self.options.shift)
                 assert batch.images is not None
                 features = self.net.encode(batch.images.contiguous(memory_format=torch.channels_last))
-            logits = self.net.decode(features, (batch.masks.shape[1], batch.masks.shape[2]))
-        loss = self.loss(logits, batch)
+                if self.net.frozen_encoder:
+                    batch = replace(batch, features=features)
+            prediction = self.net.predicted(features, (batch.masks.shape[1], batch.masks.shape[2]))
+        loss = self.loss(prediction, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ModelError(
@@ -199,6 +206,7 @@ class _Fit:
         tensors = pack(self.net.saved_tensors(), self.optimizer, self.average)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["seen"] = self.seen.pixels
+        tensors |= {f"state/{name}": tensor for name, tensor in self.state.items()}
         told = {"replay": self.seen.replay, "expected": sorted(self.seen.expected), "torch": torch.__version__}
         return FitState(iteration, tensors, told)
 
@@ -207,6 +215,9 @@ class _Fit:
         if state is None:
             return 0
         unpack(state.tensors, self.net.saved_tensors(), self.optimizer, self.average)
+        with torch.no_grad():
+            for name, tensor in self.state.items():
+                tensor.copy_(state.tensors[f"state/{name}"])
         self.losses = state.tensors["losses"].tolist()
         self.seen.pixels = state.tensors["seen"].clone()
         self.seen.replay = int(state.told["replay"])
@@ -217,7 +228,8 @@ class _Fit:
     def _identity(self) -> str:
         # a checkpoint is continued by the very same fit only: its options, seed, length and starting weights
         weights = hashlib.sha256()
-        for name, tensor in sorted(self.net.saved_tensors().items()):
+        begun = {**self.net.saved_tensors(), **{f"state/{name}": tensor for name, tensor in self.state.items()}}
+        for name, tensor in sorted(begun.items()):
             weights.update(f"{name}{tuple(tensor.shape)}".encode())
             weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         told = [self.options.identity(), self.seed, len(self.batches), weights.hexdigest()]
@@ -272,14 +284,22 @@ def in_order(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int
 
 
 def make_optimizer(net: SegNet, options: FitOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over what learns, the head with its own rate; biases and norms do not decay."""
+    """SGD or AdamW over what learns, the head with its own rate; biases, norms and held classifiers do not decay.
+
+    Raises:
+        ModelError: nothing learns.
+    """
     head = {id(parameter) for parameter in net.head.parameters()}
+    held = {id(m.weight) for m in net.head.modules() if isinstance(m, Classifier) and m.held}
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if not learning:
+        raise ModelError("no parameter of the network learns", hint="freeze less")
     groups: list[dict[str, Any]] = [
         {"params": chosen, "lr": options.lr * rate, "weight_decay": options.weight_decay * decays}
         for rate, part in ((1.0, [p for p in learning if id(p) not in head]),
                            (options.head_lr, [p for p in learning if id(p) in head]))
-        for decays, chosen in ((1.0, [p for p in part if p.ndim > 1]), (0.0, [p for p in part if p.ndim <= 1]))
+        for decays, chosen in ((1.0, [p for p in part if p.ndim > 1 and id(p) not in held]),
+                               (0.0, [p for p in part if p.ndim <= 1 or id(p) in held]))
         if chosen
     ]  # fmt: skip
     if options.optimizer == "sgd":

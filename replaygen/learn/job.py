@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from replaygen.learn.fitting import FitResult, Log, Loss, fit, pick_device
 from replaygen.learn.heads import Init
 from replaygen.learn.losses import class_weights
 from replaygen.learn.networks import SegNet, build_network
-from replaygen.learn.samples import Samples
+from replaygen.learn.prototypes import Prototypes
+from replaygen.learn.samples import Batch, Samples, collate
 from replaygen.learn.specs import FitOptions, NetworkSpec
+from replaygen.learn.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,30 @@ class StepJob:
             iterations=self.fit.iterations, channels=self.channels, r_new=r_new, r_old=r_old, balance=balance,
         )  # fmt: skip
 
+    def teacher(self, previous: Checkpoint | None) -> Teacher | None:
+        """The previous step's model, still, as this step sees it; None at step 0."""
+        if previous is None:
+            return None
+        known = self.names[: 1 + len(self.old)]
+        net = load_network(previous.tensors, previous.info, self.spec, names=known, step=self.k - 1)
+        return Teacher(net.at_step(self.k), pick_device(self.device))
+
+    def prototypes(self, net: SegNet, batches: MixedBatches, previous: Checkpoint | None) -> Prototypes:
+        """Running means of the features of all seen classes, as the previous step left them; see `Prototypes`."""
+        device = pick_device(self.device)
+        held = previous.carried() if previous is not None else {}
+        if held:
+            return Prototypes.from_tensors({name: told.to(device) for name, told in held.items()}).grown(self.channels)
+        return Prototypes(self.channels, _feature_width(net, batches[0]), device)
+
+    def every(self, samples: Samples) -> Iterator[Batch]:
+        """All samples once, by the same view for every epoch (the whole image), in batches on the fit's device."""
+        device = pick_device(self.device)
+        for start in range(0, len(samples), self.fit.batch):
+            part = range(start, min(start + self.fit.batch, len(samples)))
+            items = [samples.items[index] for index in part]
+            yield collate(items, [samples.get(index, 0) for index in part], self.channels).to(device)
+
     def class_weights(self, progress: float = 0.0) -> torch.Tensor | None:
         """float [C] on the device of the fit, at a batch's `progress`; None where all are 1.
 
@@ -102,18 +129,36 @@ class StepJob:
         weight = first if last is None else first + (last - first) * progress
         return class_weights(self.channels, weight, pick_device(self.device))
 
-    def train(self, net: SegNet, batches: MixedBatches, loss: Loss) -> FitResult:
+    def train(
+        self, net: SegNet, batches: MixedBatches, loss: Loss, state: Mapping[str, torch.Tensor] | None = None
+    ) -> FitResult:
         """`fit` with this job's options, seed, folder, log and device."""
         return fit(
             net, batches, loss, self.fit, derive(self.seed, "fit", self.k), self.partial, self.log, self.device,
-            where=f"step {self.k}",
+            where=f"step {self.k}", state=state,
         )  # fmt: skip
 
-    def finish(self, net: SegNet, result: FitResult, **more: Any) -> Checkpoint:
-        """The checkpoint of this step; `more` is added to its info (JSON-able)."""
+    def finish(
+        self, net: SegNet, result: FitResult, state: Mapping[str, torch.Tensor] | None = None, **more: Any
+    ) -> Checkpoint:
+        """The checkpoint of this step; `state` is what the next step gets back, `more` is added to its info (JSON)."""
         tail = result.losses[-50:]
         return save_checkpoint(net, {
             "names": list(self.names), "step": self.k, "new": list(self.new), "old": list(self.old),
             "network": self.spec.identity(), "seed": self.seed, "iterations": len(result.losses),
             "final_loss": sum(tail) / len(tail) if tail else None, **more,
-        })  # fmt: skip
+        }, state)  # fmt: skip
+
+
+@torch.no_grad()
+def _feature_width(net: SegNet, batch: Batch) -> int:
+    """D of the features F that losses on features read."""
+    learning = net.training
+    net.eval()
+    features = batch.features
+    if features is None:
+        assert batch.images is not None
+        features = net.encode(batch.images[:1])
+    width = net.predicted(features, (1, 1)).features.shape[1]
+    net.train(learning)
+    return width

@@ -38,17 +38,21 @@ def merged_cross_entropy(logits: Tensor, target: Tensor, visible: Tensor, *, wei
     return _mean((total - chosen), label, kept, weight)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
     """Plain cross-entropy: the weighted mean over pixels that are not 255; 0 where there is none.
 
     Args:
         logits: float [B, C, H, W].
         target: integer [B, H, W], 0..C-1 or 255 = ignore.
         weight: float [C], weight of a pixel by its label.
+        scale: float [B], a factor on the loss of each image (PLOP's nu); it is in no divisor.
     """
     kept = target != IGNORE
     label = torch.where(kept, target, 0).long()
-    return _mean(F.cross_entropy(logits, label, reduction="none"), label, kept, weight)
+    loss = F.cross_entropy(logits, label, reduction="none")
+    return _mean(loss if scale is None else loss * scale.to(loss)[:, None, None], label, kept, weight)
 
 
 def class_weights(channels: int, background: float, device: torch.device | None = None) -> Tensor | None:

@@ -14,6 +14,12 @@ When = Literal["never", "after_base", "always"]
 _SMALL_FIELDS = ("kind", "widths", "freeze", "freeze_bn")
 HOW = ("log_every", "checkpoint_every", "checkpoint_seconds")
 _NOT_IDENTITY = {"weights", "sha256"}
+_PAPERS: dict[str, dict[str, Any]] = {
+    "deeplabv3": {"rates": (6, 12, 18), "width": 256},
+    "deeplabv3plus": {"rates": (6, 12, 18), "width": 256},
+    "segformer": {"output_stride": 32, "width": 256, "dropout": 0.1},
+}
+"""Head -> what the paper sets where the recipe says nothing."""
 
 
 class _Table(BaseModel):
@@ -45,15 +51,24 @@ class NetworkSpec(_Table):
     project: int = Field(
         default=0, ge=0, description="oplist: keep the last tap's first n directions of the list's own classifier"
     )
-    head: Literal["deeplabv2", "light", "aspp"] = "light"
-    rates: tuple[int, ...] = Field(default=(6, 12, 18, 24), description="deeplabv2 and aspp: atrous rates")
-    width: int = Field(default=96, ge=4, description="light and aspp: channels of the head's maps")
+    head: Literal["deeplabv2", "deeplabv3", "deeplabv3plus", "segformer", "light", "aspp"] = "light"
+    rates: tuple[int, ...] = Field(
+        default=(6, 12, 18, 24), description="atrous rates of deeplab* and aspp; deeplabv3 and deeplabv3plus: 6, 12, 18"
+    )
+    width: int = Field(default=96, ge=4, description="channels of the head's maps; deeplabv3* and segformer: 256")
     convs: int = Field(default=2, ge=1, le=8, description="light: convolutions after the taps are joined")
     separable: bool = Field(default=True, description="light: depthwise-separable convolutions, else plain 3x3")
     image_pooling: bool = Field(default=False, description="light: add the mean of the deepest tap everywhere")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     freeze: When = Field(default="never", description="when the encoder stops learning")
     freeze_bn: When = Field(default="never", description="when batch-norm statistics stop moving")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_the_paper(cls, told: Any) -> Any:
+        if isinstance(told, dict) and told.get("kind") == "deeplab" and isinstance(told.get("head"), str):
+            return {**_PAPERS.get(told["head"], {}), **told}
+        return told
 
     @model_validator(mode="after")
     def _fits_together(self) -> NetworkSpec:
@@ -125,9 +140,14 @@ class NetworkSpec(_Table):
 
     @property
     def used_taps(self) -> tuple[str, ...]:
-        """`taps`, or the head's default: the deepest map, for "light" also stride 4, for "aspp" also stride 8."""
+        """`taps`, or the head's default.
+
+        The deepest map; "light" and "deeplabv3plus" also take stride 4, "aspp" stride 8, "segformer" all from 4 on.
+        """
         deepest = str(self.output_stride)
-        finest = {"light": ("4",), "aspp": ("8",), "deeplabv2": ()}[self.head]
+        if self.head == "segformer":
+            return self.taps or tuple(stride for stride in ("4", "8", "16", "32") if int(stride) <= self.output_stride)
+        finest = {"light": ("4",), "deeplabv3plus": ("4",), "aspp": ("8",)}.get(self.head, ())
         return self.taps or (*finest, deepest)
 
     def encoder_identity(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The walk, per seed and method, for each step k: features (of a frozen encoder) and labels of the step's images; train;
 evaluate; then, while a later step is to come, photos of the classes just learnt are labelled, once, by that model or
 its helper, and closed into one replay set per class, which every later training of the chain reads (`plan.labelled`).
+A row that is `ahead` has its helpers label the photos before step k trains, and trains on them there already.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ class Builder:
             replay_sets = []
             if row.replay is not None:
                 labeled_by = chain if k > 1 else f"base/seed{seed}"
-                held += self.labelled.held(row.replay, steps[k - 1], model, labeled_by, seed, current.labels)
+                if not (row.ahead and k > 1):
+                    held += self.labelled.held(row.replay, steps[k - 1], model, labeled_by, seed, current.labels)
+                if row.ahead:
+                    held += self.labelled.held(row.replay, steps[k], "", "", seed)
                 at_step = [self.labelled.at_step(one, k, row, seed, chain) for one in held]
                 held, replay_sets = [one for one, _ in at_step], [key for _, key in at_step]
             current = self._current(k, model, chain, row.inpaint)

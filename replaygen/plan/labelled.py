@@ -85,7 +85,7 @@ class LabelledTasks:
     def at_step(self, one: Held, k: int, row: Row, seed: int, chain: str) -> tuple[Held, str]:
         """A held set as step k trains on it, with what step k learns in its labels' background if the row says so."""
         name = self.scenario.names[one.channel]
-        if not row.knowledge:
+        if not row.knowledge or one.channel in self.scenario.steps[k].new:
             return one, self.close(one, f"{one.slot}/{name}")
         spec = self.recipe.knowledge
         helper = self.helper(self.scenario.steps[k], seed, None)

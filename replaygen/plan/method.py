@@ -7,7 +7,7 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from replaygen.errors import RecipeError
 
@@ -20,8 +20,9 @@ class Method:
 
     Attributes:
         source: the file's bytes; they enter the key by their sha256 and are stored with the run.
-        replay: whether its step takes replay.
-        inpaint: whether its current labels are inpainted, unless the recipe says otherwise.
+        replay: whether its step takes replay: it must have it, it may ("optional"), or it takes none.
+        inpaint: whether its current labels are inpainted, knowledge: whether its replay's labels receive the classes
+            being learnt; both unless the recipe says otherwise.
         all_data: whether it sees every class and image at once (joint training).
         options: its own options and their defaults.
         choices: the values that an option annotated `Literal[...]` takes.
@@ -30,8 +31,9 @@ class Method:
     name: str
     source: bytes
     digest: str
-    replay: bool
+    replay: bool | Literal["optional"]
     inpaint: bool
+    knowledge: bool
     all_data: bool
     options: dict[str, Any]
     choices: dict[str, tuple[Any, ...]]
@@ -50,11 +52,13 @@ def read_method(path: Path) -> Method:
         raise RecipeError(f"not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from None
     _check_imports(tree, path)
     traits = _literal(tree, "TRAITS", path)
-    unknown = set(traits) - {"replay", "inpaint", "data"}
+    unknown = set(traits) - {"replay", "inpaint", "knowledge", "data"}
     if unknown:
         raise RecipeError(
-            f"unknown trait {min(unknown)!r}", where=str(path), hint="TRAITS takes replay, inpaint and data"
+            f"unknown trait {min(unknown)!r}", where=str(path), hint="TRAITS takes replay, inpaint, knowledge and data"
         )
+    if traits.get("replay", False) not in (True, False, "optional"):
+        raise RecipeError(f"trait replay = {traits['replay']!r}", where=str(path), hint='True, False or "optional"')
     if traits.get("data", "step") not in ("step", "all"):
         raise RecipeError(f"trait data = {traits['data']!r}", where=str(path), hint='"step" or "all"')
     if not any(isinstance(node, ast.FunctionDef) and node.name == "step" for node in tree.body):
@@ -64,8 +68,9 @@ def read_method(path: Path) -> Method:
         name=path.stem,
         source=source,
         digest=hashlib.sha256(source).hexdigest(),
-        replay=bool(traits.get("replay", False)),
+        replay=traits.get("replay", False),
         inpaint=bool(traits.get("inpaint", False)),
+        knowledge=bool(traits.get("knowledge", False)),
         all_data=traits.get("data", "step") == "all",
         options=options,
         choices=choices,

@@ -16,6 +16,7 @@ from replaygen.errors import RecipeError
 from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSpec
 from replaygen.inpainters.specs import EraseSpec
 from replaygen.labelers.specs import TeacherSpec
+from replaygen.learn.coarse import disjoint_groups
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
 from replaygen.plan.lines import line_of
 from replaygen.screens.specs import TrustSpec
@@ -204,7 +205,8 @@ class MethodTable(BaseModel):
     trainer: str
     replay: str | None = None
     inpaint: bool | InpaintMode | None = None
-    knowledge: bool = False
+    knowledge: bool | None = None
+    ahead: bool = Field(default=False, description="replay of the classes being learnt too, labelled by a helper")
 
 
 class RunTable(Table):
@@ -229,6 +231,12 @@ class TrainTable(Table):
     )
 
 
+class CompareTable(Table):
+    """Which published rows stand beside the run's own, those of the scenario's task and setting: in no key."""
+
+    dataset: Literal["voc2012"]
+
+
 class RecipeTable(Table):
     """The whole file."""
 
@@ -246,7 +254,17 @@ class RecipeTable(Table):
     flip: bool = Field(default=False, description="evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
     method: tuple[MethodTable, ...] = ()
+    compare: CompareTable | None = None
+    coarse: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="coarse class -> its classes: told beside the fine ones, in no key"
+    )
     run: RunTable = Field(default_factory=RunTable)
+
+    @field_validator("coarse")
+    @classmethod
+    def _one_coarse_class_each(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        disjoint_groups(value)
+        return value
 
     @model_validator(mode="after")
     def _names_agree(self) -> RecipeTable:

@@ -19,7 +19,10 @@ from replaygen.plan.workspace import find_trainer
 
 @dataclass(frozen=True)
 class Row:
-    """One row. fit and own are plain values that enter the key; inpaint: how background of current data is filled."""
+    """One row. fit and own are plain values that enter the key; inpaint: how background of current data is filled.
+
+    knowledge: replay's labels receive the classes being learnt; ahead: there is replay of those classes too.
+    """
 
     name: str
     method: Method
@@ -28,6 +31,7 @@ class Row:
     replay: str | None
     inpaint: InpaintMode | None
     knowledge: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,9 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
         elif key in fit_fields:
             fit[key] = value
         else:
-            known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint", "knowledge"]
+            known = [*method.options, *sorted(fit_fields), "name", "trainer", "replay", "inpaint", "knowledge", "ahead"]
             raise RecipeError(f"method {table.name!r}: unknown key {key!r}", where=where, hint=nearest_hint(key, known))
-    if method.replay and table.replay is None:
+    if method.replay is True and table.replay is None:
         raise RecipeError(
             f"method {table.name!r} trains on replay but names none", where=where,
             hint=f"add replay = one of {', '.join(recipe.replay) or '(declare a [replay.NAME] table first)'}",
@@ -85,16 +89,33 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
             f"method {table.name!r} asks for inpainting, but it sees every label anyway", where=where,
             hint="leave `inpaint` out",
         )  # fmt: skip
-    if table.knowledge and not method.replay:
+    if table.knowledge and table.replay is None:
         raise RecipeError(
             f"method {table.name!r} asks for knowledge inpainting, which is for replay labels", where=where,
-            hint="leave `knowledge` out, or use a trainer that takes replay",
+            hint="leave `knowledge` out, or use a trainer that takes replay and name one",
         )  # fmt: skip
+    if table.ahead:
+        _check_ahead(recipe, table, where)
     asked = method.inpaint if table.inpaint is None else table.inpaint
     inpaint = (recipe.relabel.mode if asked else None) if isinstance(asked, bool) else asked
     fitted = _fit(recipe.train.fit, fit, f"method {table.name!r}", where)
-    replay = table.replay if method.replay else None
-    return Row(table.name, method, fitted, own, replay, inpaint, table.knowledge)
+    knows = table.replay is not None and (method.knowledge if table.knowledge is None else table.knowledge)
+    return Row(table.name, method, fitted, own, table.replay, inpaint, knows, table.ahead)
+
+
+def _check_ahead(recipe: RecipeTable, table: MethodTable, where: str) -> None:
+    """Replay of the classes being learnt is labelled before their step's model is there."""
+    source = recipe.replay.get(table.replay or "")
+    if source is None:
+        raise RecipeError(
+            f"method {table.name!r} asks for replay ahead and names none", where=where, hint="add replay = a source"
+        )
+    if source.source == "exemplar" or source.labeler not in ("helper", "teacher"):
+        raise RecipeError(
+            f"method {table.name!r} asks for replay of the classes being learnt, and {table.replay!r} is labelled "
+            "by their model, which comes after", where=where,
+            hint=f'[replay.{table.replay}] labeler = "helper" (or "teacher")',
+        )  # fmt: skip
 
 
 def _option(row: str, key: str, value: Any, method: Method, where: str) -> Any:

@@ -93,8 +93,8 @@ class HelperStage(Stage[HelperParams]):
         # the step-0 model has seen all images of step 0, so a fold of that step may not start from its head
         net = _base(inputs, spec).renewed(len(names), seed=job.seed, keep=params.step > 0).at_step(max(params.step, 1))
 
-        def loss(logits: Any, batch: Any) -> Any:
-            return cross_entropy(logits, batch.masks, weight=job.class_weights(batch.progress))
+        def loss(said: Any, batch: Any) -> Any:
+            return cross_entropy(said.logits, batch.masks, weight=job.class_weights(batch.progress))
 
         made = job.finish(net, job.train(net, job.batches(current), loss))
         out.accept(job.fit.iterations * job.fit.batch)

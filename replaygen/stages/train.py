@@ -46,11 +46,15 @@ class TrainStage(Stage[TrainParams]):
     """Previous model, current data and replay -> model.safetensors, model.json, fit.json, and the method's source."""
 
     name = "train"
-    version = 1
+    version = 2
     modules = (
         "replaygen.learn.fitting",
         "replaygen.learn.partial",
         "replaygen.learn.losses",
+        "replaygen.learn.distillation",
+        "replaygen.learn.prototypes",
+        "replaygen.learn.pod",
+        "replaygen.learn.teacher",
         "replaygen.learn.batches",
         "replaygen.learn.buffer",
         "replaygen.learn.job",
@@ -89,6 +93,8 @@ class TrainStage(Stage[TrainParams]):
         out.accept(job.fit.iterations * job.fit.batch)
         out.put("model.safetensors", made.tensors)
         out.put_json("model.json", {**made.info, "all_data": params.all_data})
+        if made.state is not None:
+            out.put("state.safetensors", made.state)
         out.put("method.py", source)
         out.provenance = {"current": len(current), "replay": len(replayed)}
 
@@ -113,7 +119,13 @@ def _previous(inputs: Inputs) -> Checkpoint | None:
     records = inputs.records("previous")
     if not records:
         return None
-    return Checkpoint(inputs.read(records[0], "model.safetensors"), inputs.read_json(records[0], "model.json"))
+    record = records[0]
+    carried = (
+        inputs.read(record, "state.safetensors")
+        if any(one.name == "state.safetensors" for one in record.outputs)
+        else None
+    )
+    return Checkpoint(inputs.read(record, "model.safetensors"), inputs.read_json(record, "model.json"), carried)
 
 
 def _current_items(

@@ -14,7 +14,9 @@ ROWS = ("finetune", "recall_no_inpaint", "recall", "exemplar", "joint")
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
+    """Mean ± standard deviation; a dash where there is nothing."""
+    if not values:
+        return "-"
     mean = statistics.fmean(values)
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
@@ -213,6 +215,48 @@ def labels() -> list[str]:
     return lines
 
 
+SCENARIOS = {
+    "real_photos": "Real photographs, cat, dog / horse / cow / sheep, replay from web photos",
+    "real_photos_person": "The same with people in the base, of whom there are no photos",
+    "camvid": "Street scenes, CamVid 6-1 partitioned, replay from generators fitted on each step",
+    "digits": "Digit scenes, 5-1, replay from pictures of other handwriting",
+}
+
+
+def methods() -> list[str]:
+    """The field's comparison, and what each part of ours brings."""
+    told, lines = load("methods"), []
+    if told is not None:
+        lines += ["**Every method on the same data** (`make bench-methods`; settings of all tuned on a held-out part of train):", ""]
+        for scenario, title in SCENARIOS.items():
+            if scenario in told["figures"]:
+                lines += _field(told["figures"][scenario], title)
+    ablation = load("methods-ablation")
+    if ablation is not None:
+        lines += ["**What each part brings** (`make bench-methods-ablation`), all-class mIoU:", ""]
+        names = [name for name in SCENARIOS if name in ablation["figures"]]
+        lines += ["| | " + " | ".join(SCENARIOS[name].partition(",")[0].lower() for name in names) + " |"]
+        lines += ["| --- |" + " ---: |" * len(names)]
+        for row in dict.fromkeys(row for name in names for row in ablation["figures"][name]):
+            cells = [spread(ablation["figures"][name].get(row, {}).get("all", [])) for name in names]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _field(rows: dict[str, Any], title: str) -> list[str]:
+    """One scenario's table."""
+    most = max(len(row["all"]) for row in rows.values())
+    columns = ("old", "new", "all", "forgetting", "seconds")
+    lines = [f"{title} ({most} seed{'s' if most != 1 else ''}):", "", "| method | " + " | ".join(columns) + " |",
+             "| --- |" + " ---: |" * len(columns)]  # fmt: skip
+    for name, row in rows.items():
+        cells = [spread([value for value in row[column] if value is not None]) for column in columns]
+        fewer = f" ({seeds(row['all'])})" if len(row["all"]) != most else ""
+        lines.append(f"| {name}{fewer} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def _strangers(told: dict[str, Any]) -> list[str]:
     rows = []
     for name, row in told["rows"].items():
@@ -290,6 +334,7 @@ def main() -> None:
         *demo(),
         *generators(),
         *crawler(),
+        *methods(),
         *labels(),
         *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
         *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),

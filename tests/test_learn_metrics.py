@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replaygen.errors import DataError
+from replaygen.errors import DataError, RecipeError
 from replaygen.learn import Confusion, confusion_rate, over_steps, summarise
+from replaygen.learn.coarse import coarse_matrix, known_groups, summarise_coarse
+from replaygen.report.tables import courses, gap_to_joint, over_seeds
+from replaygen.runs.results import RunResult, StepResult
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,91 @@ def test_over_steps_by_hand() -> None:
     assert told["average"] == pytest.approx(190 / 3)
     assert told["harmonic"] == pytest.approx(2 * 55 * 70 / 125)
     assert told["by_step"] == [[80.0], [60.0, 40.0], [50.0, 60.0, 70.0]]
+
+
+# coarse classes
+
+GROUPS = {"animal": ["cat", "dog"], "vehicle": ["car", "bus"]}
+PIXELS = np.array([[8, 1, 0, 1], [0, 3, 2, 0], [1, 4, 5, 0], [2, 0, 0, 6]], dtype=np.int64)
+"""Channels background, cat, dog, car; cat and dog are taken for each other, a bus was not learnt yet."""
+
+
+def test_coarse_matrix_sums_rows_and_columns() -> None:
+    """animal = cat + dog, on both sides; a group of which one class is there is that class."""
+    summed, order = coarse_matrix(PIXELS, ["background", "cat", "dog", "car"], GROUPS)
+    assert order == ("background", "animal", "vehicle")
+    assert summed.tolist() == [[8, 1, 1], [1, 14, 0], [2, 0, 6]]
+    assert summed.sum() == PIXELS.sum()
+
+
+def test_coarse_summary_by_hand() -> None:
+    """background 8 / 13, animal 14 / 16, vehicle 6 / 9: what is confused within a group is no mistake."""
+    told = summarise_coarse(PIXELS, ["background", "cat", "dog", "car"], GROUPS)
+    expected = {"background": 800 / 13, "animal": 1400 / 16, "vehicle": 600 / 9}
+    assert told.per_class == pytest.approx(expected)
+    assert told.all == pytest.approx(sum(expected.values()) / 3)
+
+
+def test_coarse_classes_of_one_class_each_change_nothing() -> None:
+    """Without groups, or with groups of one, the means are those over the classes."""
+    names = ["background", "cat", "dog", "car"]
+    fine = summarise(PIXELS, Classes((1, 2), (3,)), names)
+    for groups in ({}, {"pet": ["cat"], "wheels": ["car"]}):
+        assert summarise_coarse(PIXELS, names, groups).all == pytest.approx(fine["all"])
+
+
+def test_other_is_no_coarse_class() -> None:
+    """Channel 0 without a background counts nowhere, though its pixels count against those that were taken for them."""
+    told = summarise_coarse(PIXELS, ["other", "cat", "dog", "car"], GROUPS)
+    assert told.per_class == pytest.approx({"animal": 1400 / 16, "vehicle": 600 / 9})
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"animal": ["cat", "dgo"]}, "'dgo'"),
+        ({"background": ["cat", "dog"]}, "'background'"),
+        ({"car": ["cat", "dog"]}, "'car'"),
+        ({"animal": ["background"]}, "'background'"),
+    ],
+)
+def test_groups_of_unknown_classes_are_refused(groups: dict[str, list[str]], said: str) -> None:
+    """A misspelt class, and a group that would swallow a class of the same name, are errors before any work."""
+    with pytest.raises(RecipeError, match=said):
+        known_groups(groups, ["background", "cat", "dog", "car"], "recipe.toml")
+
+
+# over seeds and methods
+
+
+def _step(method: str, step: int, per_class: dict[str, float], seed: int = 0) -> StepResult:
+    values = list(per_class.values())
+    told = {"all": float(np.mean(values)), "old": float(np.mean(values[:-1])) if step else None, "new": values[-1]}
+    names = ("other", *per_class)
+    return StepResult(method, seed, step, names, (step + 1,), tuple(range(1, step + 1)),
+                      {**told, "per_class": per_class}, [], 1, 1.0, method == "joint")  # fmt: skip
+
+
+def _run() -> RunResult:
+    return RunResult("r", "R", "1-1", "overlapped", (("cat",), ("dog",)), (
+        _step("base", 0, {"cat": 80.0}), _step("mib", 1, {"cat": 50.0, "dog": 70.0}),
+        _step("joint", 1, {"cat": 90.0, "dog": 80.0}), _step("base", 0, {"cat": 70.0}, 1),
+        _step("mib", 1, {"cat": 60.0, "dog": 60.0}, 1), _step("joint", 1, {"cat": 75.0, "dog": 85.0}, 1),
+        _step("mib", 1, {"cat": 99.0, "dog": 99.0}, 2),
+    ))  # fmt: skip
+
+
+def test_gap_to_joint_is_per_seed() -> None:
+    """Points that joint is above, of the seeds that have both; joint has no gap to itself."""
+    assert gap_to_joint(_run(), "mib") == pytest.approx([25.0, 20.0])
+    assert gap_to_joint(_run(), "joint") == []
+
+
+def test_courses_are_of_whole_chains() -> None:
+    """Forgetting and averages need step 0: a seed without it, and joint training, have none."""
+    told = over_seeds(_run(), "mib")
+    assert {seed: row["forgetting"] for seed, row in told.items()} == {0: 30.0, 1: 10.0}
+    (course,) = courses(_run())
+    assert course.method == "mib"
+    assert (course.forgetting.mean, course.bwt.mean) == pytest.approx((20.0, -20.0))
+    assert course.average.mean == pytest.approx(((80 + 60) / 2 + (70 + 60) / 2) / 2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
-from toy_steps import FIT, NAMES, SPEC, job, method, old_and_new, samples, step_zero, unlabelled
+from toy_steps import FIT, FOLDER, NAMES, SPEC, job, method, old_and_new, samples, step_zero, unlabelled
 
 from replaygen.errors import DataError
 from replaygen.learn import Checkpoint, Samples, StepJob, load_network
+from replaygen.plan.method import read_method
+from replaygen.stages.train import load_method
 
 WITHOUT_REPLAY = ("frozen", "lwf", "ilt", "mib", "sdr", "plop", "ewf", "replaygen")
 OPTIONAL = ("finetune", *WITHOUT_REPLAY)
@@ -171,3 +174,20 @@ def test_loaded_network_is_the_trained_one(base: Checkpoint, step_one: Samples) 
     """What a method returns can be loaded and continued with the classes it says."""
     made = short("plop", base, step_one)
     assert load_network(made.tensors, made.info, SPEC, names=NAMES, step=1).channels == 4
+
+
+def test_the_method_of_the_docs_trains(base: Checkpoint, step_one: Samples, tmp_path: Path) -> None:
+    """The edited copy of `mib` in docs/trainers.md is a method: the plan reads it, it trains, its option acts."""
+    docs = (FOLDER.parent / "docs" / "trainers.md").read_text(encoding="utf-8")
+    shown = docs.split("```python\n")[1].split("```")[0]
+    copied = (FOLDER / "mib.py").read_text(encoding="utf-8")
+    path = tmp_path / "my_mib.py"
+    path.write_text(copied[: copied.index("TRAITS = ")] + shown, encoding="utf-8")
+    assert read_method(path).options == {"distil": 10.0, "sure": 0.7}
+    mine = load_method(path.read_bytes(), read_method(path).digest)
+    fit = FIT.model_copy(update={"iterations": 3})
+    strict, lenient = (
+        mine.step(1, step_one, None, base, job(1, mine.Options(sure=sure), fit)) for sure in (0.999, 0.0)
+    )
+    assert strict.tensors != lenient.tensors
+    assert strict.info["names"] == list(NAMES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import cache, crawl, generator, places, showing
+from replaygen.cli import bench, cache, crawl, generator, places, showing
 from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
 from replaygen.cli.stopping import resumable
 
@@ -29,17 +29,19 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(places.recipes, name="recipes")
 app.add_typer(generator.app, name="generator")
 app.add_typer(crawl.app, name="crawl")
+app.add_typer(bench.app, name="bench")
 app.command()(places.init)
 app.command()(places.doctor)
 
 
-def _how(workers: int | None, scheduler: str | None) -> dict[str, Any]:
-    how: dict[str, Any] = {}
+def how(workers: int | None, scheduler: str | None) -> dict[str, Any]:
+    """`--workers` and `--scheduler` as changes of a recipe."""
+    changes: dict[str, Any] = {}
     if workers is not None:
-        how["run.workers"] = workers
+        changes["run.workers"] = workers
     if scheduler is not None:
-        how["run.scheduler"] = scheduler
-    return how
+        changes["run.scheduler"] = scheduler
+    return changes
 
 
 @app.command()
@@ -70,12 +72,14 @@ def run(
     cache_root: Cache = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="a folder for TensorBoard: curves, predictions")] = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="where to write the page")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: make what is missing, rebuild what is damaged, then print the table and write the page."""
+    board = {"run.tensorboard": str(tensorboard.resolve())} if tensorboard is not None else {}
     with resumable():
-        found, store = open_recipe(recipe, changes, cache_root, _how(workers, scheduler))
+        found, store = open_recipe(recipe, changes, cache_root, {**how(workers, scheduler), **board})
         _run(found, store, as_json=as_json, report_to=report_to)
 
 
@@ -92,7 +96,7 @@ def train(
 ) -> None:
     """Train some methods of a recipe, with all that they need."""
     with resumable():
-        found, store = open_recipe(recipe, changes, cache_root, _how(workers, None))
+        found, store = open_recipe(recipe, changes, cache_root, how(workers, None))
         done = _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
         if save is not None:
             for folder in done.save_models(save):
@@ -101,22 +105,36 @@ def train(
 
 def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:
     from replaygen.plan.estimate import duration
-    from replaygen.runs import run as execute
+    from replaygen.report.tables import below, comparison_json
     from replaygen.runs import table
+
+    done = executed(recipe, store, as_json=as_json)
+    page = _page(done.plan, done, report_to)
+    if as_json:
+        told = {
+            "result": done.result.as_json(), "comparison": comparison_json(recipe.table, done.result),
+            "tally": done.as_json(), "report": str(page) if page else None,
+        }  # fmt: skip
+        print(json.dumps(told, ensure_ascii=False))
+        return done
+    print("\n".join(["", table(done.result), *below(recipe.table, done.result), ""]))
+    print(duration(done.seconds) + (f"; look at {page}" if page else ""))
+    return done
+
+
+def executed(recipe: Recipe, store: Store, *, as_json: bool) -> Run:
+    """Plan a recipe, say what is to do, do it and say what was done; with `as_json` nothing is said."""
+    from replaygen.learn.coarse import known_groups
+    from replaygen.runs import run as execute
     from replaygen.runs.progress import Quiet, for_stream
 
     planned = recipe.plan(store)
+    known_groups(recipe.table.coarse, planned.opened.scenario.names, str(recipe.path))
     if not as_json:
         print(planned, flush=True)
     done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
-    page = _page(planned, done, report_to)
-    if as_json:
-        told = {"result": done.result.as_json(), "tally": done.as_json(), "report": str(page) if page else None}
-        print(json.dumps(told, ensure_ascii=False))
-        return done
-    for line in done.lines():
+    for line in () if as_json else done.lines():
         print(line)
-    print(f"\n{table(done.result)}\n\n{duration(done.seconds)}" + (f"; look at {page}" if page else ""))
     return done
 
 
@@ -132,7 +150,9 @@ def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
         return None
     out = report_to or planned.recipe.workspace / "reports" / f"{planned.recipe.name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    seal = f"<!-- shows {digest_of([planned.recipe.table.title, planned.slots])} -->\n"
+    table = planned.recipe.table
+    shown = [table.title, planned.slots, table.coarse, table.compare and table.compare.dataset]
+    seal = f"<!-- shows {digest_of(shown)} -->\n"
     if done.tally.made == 0 and done.tally.adopted == 0 and out.is_file():
         with out.open("rb") as page:
             page.seek(max(0, out.stat().st_size - len(seal)))
@@ -187,7 +207,7 @@ def demo(
 ) -> None:
     """Watch a model forget under fine-tuning and remember under RECALL: digit scenes, offline, a few minutes."""
     with resumable():
-        found, store = open_recipe("digits", changes, cache_root, _how(workers, None))
+        found, store = open_recipe("digits", changes, cache_root, how(workers, None))
         if not as_json:
             print(_DEMO)
         done = _run(found, store, as_json=as_json, report_to=None)

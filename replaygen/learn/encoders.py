@@ -151,6 +151,7 @@ def _from_transformers(spec: NetworkSpec) -> Encoder:
 
 
 def _transformers_model(spec: NetworkSpec) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoBackbone, AutoConfig, AutoModel
 
     source: Any = spec.weights if spec.weights is not None else spec.hub
@@ -171,13 +172,21 @@ def _transformers_model(spec: NetworkSpec) -> Any:
         # by the class itself: AutoBackbone.from_pretrained asks the hub whether a local folder exists there
         with quiet_transformers():
             model, told = type(model).from_pretrained(
-                source, config=config, use_safetensors=True, output_loading_info=True, **where
+                source, config=config, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told, and refused below
+                **where,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise ModelError(
             f"transformers cannot make this backbone: {str(error).splitlines()[0]}", where=str(source),
             hint="a folder with config.json and model.safetensors, or a hub name with its revision",
         ) from None  # fmt: skip
+    if told["mismatched_keys"]:
+        name, found, wanted = sorted(told["mismatched_keys"])[0]
+        raise ModelError(
+            f"the weights' {name!r} is {tuple(found)}, but config.json makes it {tuple(wanted)}", where=str(source),
+            hint="config.json and model.safetensors must belong together",
+        )  # fmt: skip
     # backbones add norms of their own, which start as the identity: those alone may be missing
     missing = sorted(name for name in told["missing_keys"] if not name.startswith("hidden_states_norms."))
     if missing:
@@ -257,7 +266,9 @@ def dilate(encoder: Encoder, output_stride: int) -> None:
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d) and output.shape[-1] > 0:
-            order.append((module, max(1, _PROBE // inputs[0].shape[-1]), module.stride[0]))
+            # by the output, for an input may have been padded by hand before
+            stride_in = max(1, _PROBE // output.shape[-1] // module.stride[0])
+            order.append((module, stride_in, module.stride[0]))
 
     convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
     hooks = [module.register_forward_hook(note) for module in convolutions]

@@ -48,10 +48,12 @@ class Comparison:
         return self.p is not None and self.p < 0.05
 
     def __str__(self) -> str:
+        difference = f"{self.difference:+.1f}".replace("-", "−")
         if self.low is None or self.high is None or self.p is None:
-            return f"{self.difference:+.1f} ({ONE})"
+            return f"{difference} ({ONE})"
+        interval = f"[{self.low:.1f}, {self.high:.1f}]".replace("-", "−")
         p = "p<0.001" if self.p < 0.001 else f"p={self.p:.2g}" if self.p < 0.1 else f"p={self.p:.2f}"
-        return f"{self.difference:+.1f} [{self.low:.1f}, {self.high:.1f}] {p} ({self.pairs} seeds)"
+        return f"{difference} {interval} {p} ({self.pairs} seeds)"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data with stable keys."""

@@ -18,6 +18,7 @@ from replaygen.inpainters.specs import EraseSpec
 from replaygen.labelers.specs import TeacherSpec
 from replaygen.learn.coarse import disjoint_groups
 from replaygen.learn.specs import FitOptions, NetworkSpec, ViewSpec
+from replaygen.plan.board import with_board
 from replaygen.plan.lines import line_of
 from replaygen.screens.specs import TrustSpec
 
@@ -216,6 +217,7 @@ class RunTable(Table):
     scheduler: str | None = Field(default=None, description="tcp:// or tls:// address of a running Dask cluster")
     retries: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: str | None = Field(default=None, description="a folder for TensorBoard: curves, some predictions")
     crawl: CrawlHow = Field(default_factory=CrawlHow)
 
 
@@ -254,11 +256,21 @@ class RecipeTable(Table):
     flip: bool = Field(default=False, description="evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
     method: tuple[MethodTable, ...] = ()
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="trainer -> its row in the field's comparison; `bench methods` alone reads it"
+    )
     compare: CompareTable | None = None
     coarse: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="coarse class -> its classes: told beside the fine ones, in no key"
     )
     run: RunTable = Field(default_factory=RunTable)
+
+    def field_rows(self) -> dict[str, MethodTable]:
+        """Trainer -> its row in the field's comparison, as `[methods.NAME]` sets it."""
+        return {
+            name: MethodTable.model_validate({"trainer": name, **told, "name": name})
+            for name, told in self.methods.items()
+        }
 
     @field_validator("coarse")
     @classmethod
@@ -280,7 +292,7 @@ class RecipeTable(Table):
             if on != "step" and (on not in self.replay or self.replay[on].source != "folder"):
                 photos = [other for other, given in self.replay.items() if given.source == "folder"]
                 raise ValueError(f"replay.{name}.fit.on = {on!r} is no replay of photos; " + nearest_hint(on, photos))
-        for method in self.method:
+        for method in (*self.method, *self.field_rows().values()):
             completed = method.replay in self.replay and self.replay[method.replay].complete
             mode = self.relabel.mode if method.inpaint in (None, True) else method.inpaint
             if completed and mode == "pixels":
@@ -316,7 +328,7 @@ def parse_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe
         raise RecipeError(f"not valid TOML: {error}", where=str(path)) from None
     for dotted, value in (changes or {}).items():
         _lay_over(raw, dotted, value)
-    return check_recipe(raw, where=str(path), text=text)
+    return with_board(check_recipe(raw, where=str(path), text=text), path)
 
 
 def check_recipe(raw: Mapping[str, Any], *, where: str, text: str = "") -> RecipeTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ from replaygen.report.examples import Scene, examples, scenes, shows
 from replaygen.report.files import check_folder, write_text
 from replaygen.report.fits import FitSamples, fit_samples
 from replaygen.report.pictures import Thumb, overlay, photo
+from replaygen.report.published import COMPARABILITY, Beside, beside
 from replaygen.report.quality import Quality, qualities, quality_charts
 from replaygen.report.sheets import MOST_FLICKR, Sheet, sheets
 from replaygen.report.strips import Group, groups
 from replaygen.report.summary import Summary, rejections, summary
-from replaygen.report.tables import confusions, final_rows, finding, heats
+from replaygen.report.tables import best_against, confusions, courses, final_rows, finding, heats
 from replaygen.report.text import duration, number, plain, plural, size
 from replaygen.runs.proof import proofs
 from replaygen.runs.results import RunResult, read_result
@@ -46,6 +47,7 @@ class Report:
     Attributes:
         names: channel names, index = channel.
         photos: of other people, None where none were crawled.
+        published: rows of papers that the recipe compares with; coarse: its coarse classes.
         scenes: of `seed`, as are the sheets and the judged labels.
     """
 
@@ -59,6 +61,8 @@ class Report:
     fits: tuple[FitSamples, ...] = ()
     photos: PhotoSummary | None = None
     labels: tuple[Group, ...] = ()
+    published: tuple[Beside, ...] = ()
+    coarse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -89,6 +93,7 @@ def gather(plan: Plan) -> Report:
         result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))),
         tuple(sheets(plan, seed, flickr=flickr)), summary(plan), tuple(qualities(plan, seed)),
         tuple(fit_samples(plan)), photo_summary(proofs(plan)), labels,
+        beside(plan.recipe.table), plan.recipe.table.coarse,
     )  # fmt: skip
 
 
@@ -97,7 +102,7 @@ def page(report: Report) -> str:
     from markupsafe import Markup
 
     result = report.result
-    rows = final_rows(result)
+    rows = final_rows(result, report.coarse)
     charts = [Markup(curves_svg(result, [metric])) for metric in _metrics(result)]
     quality = [Markup(chart) for chart in quality_charts(report.qualities)]
     strips = [_strip(scene, report) for scene in report.scenes]
@@ -108,6 +113,8 @@ def page(report: Report) -> str:
         seeds=result.seeds(), images=max((step.images for step in result.steps), default=0),
         qualities=report.qualities, fits=report.fits, quality_charts=quality,
         photos=report.photos, labels=report.labels, attribution=_attribution(report.summary),
+        coarse=report.coarse, courses=courses(result), against=best_against(result), comparability=COMPARABILITY,
+        published={one.method: one.published for one in report.published},
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from replaygen.learn.coarse import Coarse, Groups, summarise_coarse
+from replaygen.learn.metrics import over_steps
+from replaygen.learn.significance import Comparison, compare_seeds
+from replaygen.report.published import COMPARABILITY, Published, beside
 from replaygen.report.text import deviation_of, mean_of, number
 from replaygen.runs.results import RunResult, StepResult
+
+if TYPE_CHECKING:
+    from replaygen.plan.recipe import RecipeTable
 
 LOW, HIGH = "finetune", "joint"
 """The rows between which the gap is measured, by name."""
@@ -28,7 +38,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's numbers after the last step, in percent; `best`: columns in which no method is better, joint aside."""
+    """A method's numbers after the last step, in percent; `best`: columns in which no method is better, joint aside.
+
+    gap: share of the way from finetune to joint; to_joint: points that joint is above; coarse: over coarse classes.
+    """
 
     method: str
     series: int
@@ -40,10 +53,12 @@ class Row:
     train_seconds: float
     bound: str
     best: frozenset[str]
+    to_joint: Spread = Spread(None)
+    coarse: Spread = Spread(None)
 
 
-def final_rows(result: RunResult) -> list[Row]:
-    """One row a method, in the recipe's order."""
+def final_rows(result: RunResult, groups: Groups | None = None) -> list[Row]:
+    """One row a method, in the recipe's order; groups: the recipe's coarse classes."""
     told = {method: result.last(method) for method in result.methods()}
     columns = ("old", "new", "all", "background")
     spreads = {
@@ -63,6 +78,8 @@ def final_rows(result: RunResult) -> list[Row]:
                 method, i, row["old"], row["new"], row["all"], row["background"], spread_of(gap_closed(result, method)),
                 seconds / max(1, len(last)), {LOW: "lower bound", HIGH: "upper bound"}.get(method, ""),
                 frozenset(name for name in best if method != HIGH and row[name].mean == best[name]),
+                spread_of(gap_to_joint(result, method)),
+                spread_of([one.all for one in coarse_of(result, method, groups or {}).values()]),
             )
         )  # fmt: skip
     return rows
@@ -85,6 +102,104 @@ def gap_closed(result: RunResult, method: str) -> list[float | None]:
     return closed
 
 
+def gap_to_joint(result: RunResult, method: str) -> list[float | None]:
+    """joint - method in all-class mIoU, percent points, one a seed that has both; none for joint itself."""
+    highs = final(result, HIGH, "all") if method != HIGH else {}
+    return [highs[seed] - own for seed, own in final(result, method, "all").items() if seed in highs]
+
+
+def final(result: RunResult, method: str, metric: str) -> dict[int, float]:
+    """Seed -> a metric after the last step; seeds where it is undefined are left out."""
+    told = {step.seed: step.metrics.get(metric) for step in result.last(method)}
+    return {seed: float(value) for seed, value in told.items() if value is not None}
+
+
+def coarse_of(result: RunResult, method: str, groups: Groups) -> dict[int, Coarse]:
+    """Seed -> what the confusion after the last step says of coarse classes; empty without groups."""
+    last = result.last(method) if groups else ()
+    return {step.seed: summarise_coarse(np.asarray(step.matrix, np.int64), step.names, groups) for step in last}
+
+
+@dataclass(frozen=True)
+class Course:
+    """A method over all steps, in percent points, over seeds; for one trained at once there is none.
+
+    Attributes:
+        average: mean over steps of the mIoU over all seen classes.
+        harmonic: harmonic mean of old and new after the last step.
+        forgetting: mean over the earlier steps' classes of how far they are below their best.
+        bwt: mean over them of how far they are from where they were when learnt.
+    """
+
+    method: str
+    average: Spread
+    harmonic: Spread
+    forgetting: Spread
+    bwt: Spread
+
+
+def courses(result: RunResult) -> list[Course]:
+    """One course a method that learnt step by step and is done."""
+    found = []
+    for method in result.methods():
+        told = list(over_seeds(result, method).values())
+        if told:
+            spreads = (spread_of([one[name] for one in told]) for name in ("average", "harmonic", "forgetting", "bwt"))
+            found.append(Course(method, *spreads))
+    return found
+
+
+def over_seeds(result: RunResult, method: str) -> dict[int, dict[str, float | None]]:
+    """Seed -> average, harmonic, bwt and forgetting (mean over earlier steps) of a whole chain of steps."""
+    told: dict[int, dict[str, float | None]] = {}
+    for seed in result.seeds():
+        steps = result.of(method, seed)
+        if len(steps) < 2 or len(steps) != len(result.step_names):
+            continue
+        course = over_steps([step.metrics for step in steps], result.step_names)
+        told[seed] = {name: course[name] for name in ("average", "harmonic", "bwt")}
+        told[seed]["forgetting"] = mean_of(course["forgetting"])
+    return told
+
+
+@dataclass(frozen=True)
+class Against:
+    """A method against the best other one, joint aside, in all-class mIoU after the last step.
+
+    The test is of these two rows; nothing is corrected for how many rows there are, or for having picked the best.
+    """
+
+    method: str
+    other: str
+    comparison: Comparison
+
+    def __str__(self) -> str:
+        return f"against the best other row, {self.other}: {self.comparison}"
+
+
+def against_best(result: RunResult, method: str) -> Against | None:
+    """The paired test over seeds; None for joint, and where there is no other row with a seed in common."""
+    own = final(result, method, "all")
+    others = {name: final(result, name, "all") for name in result.methods() if name not in (method, HIGH)}
+    found = [
+        (mean_of(list(values.values())) or 0.0, name) for name, values in others.items() if own.keys() & values.keys()
+    ]
+    if method == HIGH or not found:
+        return None
+    other = max(found, key=lambda pair: pair[0])[1]
+    comparison = compare_seeds(own, others[other])
+    return Against(method, other, comparison) if comparison is not None else None
+
+
+def best_against(result: RunResult) -> Against | None:
+    """`against_best` of the best row, joint aside."""
+    means: Mapping[str, float] = {
+        method: mean_of(list(final(result, method, "all").values())) or 0.0
+        for method in result.methods() if method != HIGH and final(result, method, "all")
+    }  # fmt: skip
+    return against_best(result, max(means, key=lambda method: means[method])) if means else None
+
+
 def finding(rows: Sequence[Row]) -> str:
     """The page's one sentence: the best method between the bounds against them; "" where none can be compared."""
     by_name = {row.method: row for row in rows}
@@ -104,6 +219,59 @@ def finding(rows: Sequence[Row]) -> str:
     if best.gap.mean is not None:
         text += f", closing {number(best.gap.mean, 0)} % of the gap to {HIGH} training"
     return text + "."
+
+
+def below(table: RecipeTable, result: RunResult, *, tested: bool = False) -> list[str]:
+    """What stands under a run's table in a terminal: coarse classes, published rows, the best row's paired test.
+
+    tested: the table has every row's test already.
+    """
+    groups = table.coarse
+    rows = [row for row in final_rows(result, groups) if row.all.mean is not None]
+    lines = []
+    if groups and rows:
+        told = ", ".join(f"{row.method} {row.coarse}" for row in rows)
+        lines.append(f"mIoU over coarse classes ({', '.join(groups)}): {told}")
+    lines += published_lines(rows, {one.method: one.published for one in beside(table)})
+    best = best_against(result) if not tested else None
+    return [*lines, f"{best.method} {best}"] if best is not None else lines
+
+
+def published_lines(rows: Sequence[Row], published: Mapping[str, Published]) -> list[str]:
+    """The run's rows beside published ones, aligned, and what keeps them from being comparable; none without any."""
+    cells = [["", "old", "new", "all", "published", "old", "new", "all", ""]]
+    for row in rows:
+        if (paper := published.get(row.method)) is not None:
+            theirs = [number(value) for value in (paper.old, paper.new, paper.all)]
+            cells.append([row.method, str(row.old), str(row.new), str(row.all), paper.method, *theirs, paper.note])
+    if len(cells) == 1:
+        return []
+    words = (0, 4, 8)
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) if i in words else cell.rjust(width)
+                       for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+             for line in cells]  # fmt: skip
+    return [*lines, COMPARABILITY]
+
+
+def comparison_json(table: RecipeTable, result: RunResult) -> dict[str, Any]:
+    """What `below` says, of every row, as plain data with stable keys."""
+    groups = table.coarse
+    tests = {method: against_best(result, method) for method in result.methods()}
+    return {
+        "published": {
+            one.method: {"method": one.published.method, "old": one.published.old, "new": one.published.new,
+                         "all": one.published.all, "network": one.published.network, "note": one.published.note}
+            for one in beside(table)
+        },
+        "coarse": {
+            method: {str(seed): one.as_json() for seed, one in coarse_of(result, method, groups).items()}
+            for method in result.methods() if groups
+        },
+        "against_best": {
+            method: {"other": one.other, **one.comparison.as_json()} for method, one in tests.items() if one is not None
+        },
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

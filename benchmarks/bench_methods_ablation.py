@@ -1,0 +1,94 @@
+"""What each part of `replaygen` brings, and what replay does for the methods of the field: `make bench-methods-ablation`.
+
+On real photographs and on digit scenes: ours without one part at a time, and published methods with the same replay
+buffers ("mib + web", "sdr + web", ...), which no paper's code can do. Tasks share `bench-methods`' store, so step 0,
+photos, labels and the rows that both have are trained once.
+
+    python benchmarks/bench_methods_ablation.py [--scenarios real_photos,digits] [--seeds 0,1,2] [--quick]
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from bench_methods import COLUMNS, NEEDS, RECIPES, WORKERS, _changes, _listed, _numbers, _path, _store
+from common import QUICK, need_data, write
+
+OWN = {
+    "replaygen": {},
+    "without_ahead": {"ahead": False},
+    "without_distillation": {"distil": 0.0},
+    "without_inpainting": {"inpaint": False},
+    "without_replay": {"replay": None, "ahead": False},
+    "without_balanced_rows": {"init": "random"},
+    "with_merged_labels": {"merged": True},
+}
+"""Ours, a part at a time."""
+FIELD_WITH_REPLAY = ("finetune", "frozen", "lwf", "ilt", "mib", "sdr", "plop", "ewf")
+
+
+def main() -> None:
+    """Run the rows of each scenario, seed by seed, and write what stands."""
+    scenarios = _listed("--scenarios", ["real_photos", "digits"])
+    seeds = [int(seed) for seed in _listed("--seeds", ["0"] if QUICK else ["0", "1", "2"])]
+    for scenario in scenarios:
+        if NEEDS[scenario]:
+            need_data(*NEEDS[scenario])
+    for seed in seeds:
+        for scenario in scenarios:
+            run(scenario, seed + 1)
+            write("methods-ablation", {name: table(name, max(seeds) + 1) for name in scenarios})
+
+
+def recipe_of(scenario: str, seeds: int) -> Any:
+    """The scenario's recipe with the ablation's rows."""
+    from replaygen.plan import Recipe
+    from replaygen.plan.recipe import MethodTable
+
+    recipe = Recipe.load(_path(RECIPES[scenario]), _changes())
+    field = recipe.table.field_rows()
+    ours = field["replaygen"].model_dump()
+    rows = [MethodTable.model_validate({**ours, **changes, "name": name}) for name, changes in OWN.items()]
+    source = field["recall"].replay
+    ratio = (field["recall"].model_extra or {}).get("r_old", 1.0)
+    for name in FIELD_WITH_REPLAY:
+        row = field.get(name, MethodTable(name=name, trainer=name)).model_dump()
+        told = {**row, "name": f"{name}+{source}", "replay": source, "r_old": ratio}
+        rows.append(MethodTable.model_validate(told))
+    train = recipe.table.train.model_copy(update={"seeds": tuple(range(seeds))})
+    return replace(recipe, table=recipe.table.model_copy(update={"method": tuple(rows), "train": train}), partial=True)
+
+
+def run(scenario: str, seeds: int) -> None:
+    """All rows of some seeds; what stands in the store is not run again."""
+    from replaygen.cli.app import executed
+    from replaygen.store import Store
+
+    recipe = recipe_of(scenario, seeds)
+    run_table = recipe.table.run.model_copy(update={"workers": WORKERS})
+    executed(replace(recipe, table=recipe.table.model_copy(update={"run": run_table})), Store(_store()), as_json=True)
+
+
+def table(scenario: str, seeds: int) -> dict[str, Any]:
+    """row -> column -> list over the seeds that stand; `brings`: ours minus the row, mean over their common seeds."""
+    from replaygen.cli.bench import figures
+    from replaygen.runs.results import read_result
+    from replaygen.store import Store
+
+    told = figures(read_result(recipe_of(scenario, seeds).plan(Store(_store()))))
+    rows: dict[str, Any] = {
+        name: {column: _numbers(getattr(one, column), 1 if column == "seconds" else 2) for column in COLUMNS}
+        for name, one in told.items()
+        if one.all
+    }
+    ours = rows.get("replaygen", {"all": []})["all"]
+    for row in rows.values():
+        both = [a - b for a, b in zip(ours, row["all"], strict=False) if a is not None and b is not None]
+        row["brings"] = round(statistics.fmean(both), 2) if both else None
+    return rows
+
+
+if __name__ == "__main__":
+    main()

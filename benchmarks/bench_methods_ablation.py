@@ -1,4 +1,4 @@
-"""What each part of `replaygen` brings, and what replay does for the methods of the field: `make bench-methods-ablation`.
+"""What each part of ours brings, and what replay does for the methods of the field: `make bench-methods-ablation`.
 
 On real photographs and on digit scenes: ours without one part at a time, and published methods with the same replay
 buffers ("mib + web", "sdr + web", ...), which no paper's code can do. Tasks share `bench-methods`' store, so step 0,
@@ -45,7 +45,7 @@ def main() -> None:
 def recipe_of(scenario: str, seeds: int) -> Any:
     """The scenario's recipe with the ablation's rows."""
     from replaygen.plan import Recipe
-    from replaygen.plan.recipe import MethodTable
+    from replaygen.plan.tables import MethodTable
 
     recipe = Recipe.load(_path(RECIPES[scenario]), _changes())
     field = recipe.table.field_rows()

@@ -2,8 +2,9 @@
 
 The bare loop runs the same network, loss and optimizer over eight batches that lie ready on the device, float32, and
 does nothing else. The whole loop is `fit`: it reads features, masks and images as a training does (files, decoding,
-views, the cache in RAM, which is cold at first), shifts, seeds, schedules, counts, logs, and writes checkpoints. Each
-round runs half of the bare loop, the whole one, and the other half; the figure is the median over rounds.
+views, the cache in RAM, which is cold at first), shifts, seeds, schedules, counts, logs, and writes checkpoints. The
+two take turns every ten iterations, so that what else the machine does slows both; a share is that of a whole fit, and
+the figure the median over fits.
 
 Settings:
     cached_features: the head of `pipelines/voc-animals-web.toml` on random features of its shapes; 400 samples of 4
@@ -14,9 +15,10 @@ Settings:
 Figures:
     share_of_bare_step: the lowest of the settings' shares: images/s of the whole loop over those of the bare loop.
     loader_wait_share: the highest of their wait shares: time in which the loop waited for a batch, of all its time.
-    settings: for each the same two, images/s, every round's share, and seconds of one checkpoint; with CUDA also
-        `share_of_peak`: floating-point operations a second of the whole loop over those of a large bfloat16 product.
-    cached_features_one_loader: the first setting with a thread that makes batches ahead, beside one thread of torch.
+    settings: for each the same two, images/s, every fit's share, the share by processor time (of all threads), and
+        seconds of one checkpoint; with CUDA also `share_of_peak`: floating-point operations a second of the whole loop
+        over those of a large bfloat16 product.
+    cached_features_no_loader: the first setting without the thread that makes batches ahead.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from torch import nn
 from replaygen.learn import (
     FeatureFile,
     FitOptions,
-    FitResult,
     MixedBatches,
     NetworkSpec,
     Samples,
@@ -50,7 +51,7 @@ from replaygen.learn import (
     fit,
     image_item,
 )
-from replaygen.learn.fitting import pick_device
+from replaygen.learn.fitting import Event, pick_device
 from replaygen.learn.heads import AsppHead
 from replaygen.learn.optimise import make_optimizer
 from replaygen.learn.partial import FitState, PartialFolder, pack
@@ -58,7 +59,8 @@ from replaygen.learn.precision import Precision
 from replaygen.runs.execute import _keep_memory
 from replaygen.sample import decode_image, decode_mask, encode_png
 
-ROUNDS = 1 if QUICK else 5
+ROUNDS = 1 if QUICK else 3
+TURN = 4 if QUICK else 10
 TAPS = ((32, 24, 24), (96, 12, 12), (256, 12, 12))
 FILES = 8 if QUICK else 100
 
@@ -96,7 +98,7 @@ def cached_features(folder: Path, **how: Any) -> Setting:
     head = AsppHead(tuple(tap[0] for tap in TAPS), 6, width=128, rates=(1, 3), dropout=0.3)
     options = FitOptions(
         iterations=iterations, batch=16, optimizer="adamw", lr=0.003, weight_decay=0.01, schedule="cosine", warmup=20,
-        **how,
+        log_every=TURN, **how,
     )  # fmt: skip
     current, replay = items[:FILES], items[FILES:]
     return Setting(
@@ -124,7 +126,7 @@ def images(side: int, widths: tuple[int, ...], iterations: int, batch: int, **ho
     ]  # fmt: skip
     options = FitOptions(
         iterations=iterations, batch=batch, optimizer="adamw", lr=0.003, weight_decay=0.01, schedule="cosine",
-        warmup=20, shift=4, **how,
+        warmup=20, shift=4, log_every=TURN, **how,
     )  # fmt: skip
     return Setting(
         build_network(NetworkSpec(widths=widths), 11, 0),
@@ -150,8 +152,8 @@ def loss(said: Any, batch: Any) -> torch.Tensor:
     return cross_entropy(said.logits, batch.masks)
 
 
-def bare(setting: Setting, device: torch.device) -> Callable[[int], float]:
-    """The bare loop, ready to be run for some iterations; it returns images a second."""
+def bare(setting: Setting, device: torch.device) -> Callable[[int], None]:
+    """The bare loop, ready to be run for some iterations."""
     net = copy.deepcopy(setting.net).to(device, memory_format=torch.channels_last).train()
     optimizer, precision = make_optimizer(net, setting.options), Precision.of(setting.options, device)
     batches = setting.batches()
@@ -163,9 +165,7 @@ def bare(setting: Setting, device: torch.device) -> Callable[[int], float]:
         for batch in resident
     ]
 
-    def run(iterations: int) -> float:
-        wait_for(device)
-        began = time.perf_counter()
+    def run(iterations: int) -> None:
         for t in range(iterations):
             batch, held = resident[t % len(resident)], inputs[t % len(resident)]
             optimizer.zero_grad(set_to_none=True)
@@ -174,35 +174,51 @@ def bare(setting: Setting, device: torch.device) -> Callable[[int], float]:
                 said = net.predicted(features, tuple(batch.masks.shape[1:]))
             precision.scaled(loss(said, batch)).backward()
             precision.step(optimizer)
-        wait_for(device)
-        return iterations * len(resident[0].ids) / (time.perf_counter() - began)
 
     return run
 
 
-def whole(setting: Setting, device: torch.device, folder: Path) -> FitResult:
-    """`fit`, with its checkpoints, from data that are not in RAM."""
-    result = fit(copy.deepcopy(setting.net), setting.batches(), loss, setting.options, 0, folder, device=device)
-    wait_for(device)
-    return result
+@dataclass
+class Turns:
+    """A log of a fit that runs the bare loop whenever progress is told: its clock and processor seconds."""
+
+    loop: Callable[[int], None]
+    device: torch.device
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] != "progress":
+            return
+        wait_for(self.device)
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        began, cpu_began = time.perf_counter(), time.process_time()
+        self.loop(TURN)
+        wait_for(self.device)
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu_began
+        torch.use_deterministic_algorithms(before)
 
 
 def compared(setting: Setting, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Rounds of both loops, and their medians."""
-    iterations, batch = setting.options.iterations, setting.options.batch
+    """Fits whose iterations take turns with the bare loop, and the medians over them."""
     loop = bare(setting, device)
     loop(3)
-    whole(setting, device, folder / "warm")
-    shares, waits, rates = [], [], []
+    shares, cpu_shares, waits, rates = [], [], [], []
     for number in range(ROUNDS):
-        before = loop(iterations // 2)
-        result = whole(setting, device, folder / str(number))
-        after = loop(iterations // 2)
-        rates.append(iterations * batch / result.seconds)
-        shares.append(rates[-1] / statistics.harmonic_mean([before, after]))
-        waits.append(result.wait_seconds / result.seconds)
+        turns = Turns(loop, device)
+        net, batches = copy.deepcopy(setting.net), setting.batches()
+        cpu_began = time.process_time()
+        result = fit(net, batches, loss, setting.options, 0, folder / str(number), turns, device)
+        seconds = result.seconds - turns.seconds
+        rates.append(len(result.losses) * setting.options.batch / seconds)
+        shares.append(turns.seconds / seconds)
+        cpu_shares.append(turns.cpu_seconds / (time.process_time() - cpu_began - turns.cpu_seconds))
+        waits.append(result.wait_seconds / seconds)
     return {
         "share_of_bare_step": round(statistics.median(shares), 4),
+        "share_by_processor_time": round(statistics.median(cpu_shares), 4),
         "loader_wait_share": round(statistics.median(waits), 4),
         "images_per_second": round(statistics.median(rates), 1),
         "rounds": [round(share, 3) for share in shares],
@@ -272,7 +288,7 @@ def main() -> None:
             "cached_features": compared(cached_features(folder), device, folder / "features"),
             "small_images": compared(images(64, (24, 48, 64), 8 if QUICK else 150, 16), device, folder / "images"),
         }
-        ahead = compared(cached_features(folder, loaders=1), device, folder / "ahead")
+        alone = compared(cached_features(folder, loaders=0), device, folder / "alone")
         if device.type == "cuda":
             settings["large_images_bf16"] = on_cuda(device, folder / "large")
         else:
@@ -283,7 +299,7 @@ def main() -> None:
             "share_of_bare_step": min(told["share_of_bare_step"] for told in settings.values()),
             "loader_wait_share": max(told["loader_wait_share"] for told in settings.values()),
             "settings": settings,
-            "cached_features_one_loader": ahead,
+            "cached_features_no_loader": alone,
         },
     )
 

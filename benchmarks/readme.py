@@ -227,7 +227,10 @@ def methods() -> list[str]:
     """The field's comparison, and what each part of ours brings."""
     told, lines = load("methods"), []
     if told is not None:
-        lines += ["**Every method on the same data** (`make bench-methods`; settings of all tuned on a held-out part of train):", ""]
+        lines += [
+            "**Every method on the same data** (`make bench-methods`; settings chosen on a held-out part of train):",
+            "",
+        ]
         for scenario, title in SCENARIOS.items():
             if scenario in told["figures"]:
                 lines += _field(told["figures"][scenario], title)

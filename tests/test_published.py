@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from replaygen.cli.app import app
 from replaygen.errors import RecipeError
 from replaygen.plan import Recipe
-from replaygen.plan.recipe import CompareTable, RecipeTable
+from replaygen.plan.recipe import RecipeTable
+from replaygen.plan.tables import CompareTable
 from replaygen.report.page import Report, page
 from replaygen.report.published import COMPARABILITY, beside, every_row, published_datasets, published_rows
 from replaygen.report.summary import Summary

@@ -18,11 +18,13 @@ from torch import Tensor
 from replaygen.learn import (
     Batch,
     Checkpoint,
+    CutMixed,
     Prediction,
     Samples,
     StepJob,
     cross_entropy,
     feature_distillation,
+    ilt_pixels,
     merged_cross_entropy,
     unbiased_distillation,
 )
@@ -35,14 +37,17 @@ class Options:
     """What it can vary.
 
     merged: background may be any class that a label was not made for; false: labels are taken as complete.
-    distil: weight of the soft labels; feature: weight of the features' mean squared error.
+    distil: weight of the soft labels, on pixels that are not labelled with a new class; feature: weight of the
+        features' mean squared error.
+    mix: share of samples that receive a rectangle of a sample of the other kind (CutMix).
     init: rows of new classes: "random", "copy" (the background's) or "balanced" (the background's, as in MiB).
     r_new, r_old: parts of a mini-batch that are current and replay.
     """
 
     merged: bool = False
-    distil: float = 10.0
+    distil: float = 0.0
     feature: float = 0.0
+    mix: float = 0.0
     init: Literal["random", "balanced", "copy"] = "balanced"
     r_new: float = 1.0
     r_old: float = 1.0
@@ -63,9 +68,11 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
             return total
         before = teacher(batch)
         if options.distil:
-            total = total + options.distil * unbiased_distillation(said.logits, before.logits)
+            pixels = ilt_pixels(batch.masks, before.logits, job.new, "old_or_background")
+            total = total + options.distil * unbiased_distillation(said.logits, before.logits, pixels=pixels)
         if options.feature:
             total = total + options.feature * feature_distillation(said.features, before.features)
         return total
 
-    return job.finish(net, job.train(net, job.batches(current, buffer, options.r_new, options.r_old), loss))
+    batches = job.batches(current, buffer, options.r_new, options.r_old)
+    return job.finish(net, job.train(net, CutMixed(batches, options.mix, job.seed), loss))

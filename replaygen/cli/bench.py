@@ -14,7 +14,7 @@ from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
     from replaygen.plan import Recipe
-    from replaygen.plan.recipe import MethodTable, TrainTable
+    from replaygen.plan.tables import MethodTable, TrainTable
     from replaygen.runs import Run
     from replaygen.runs.results import RunResult
     from replaygen.store import Store
@@ -116,7 +116,7 @@ def _needs_replay(recipe: Recipe, name: str) -> bool:
 
 
 def _default_row(recipe: Recipe, store: Store, name: str) -> MethodTable:
-    from replaygen.plan.recipe import MethodTable
+    from replaygen.plan.tables import MethodTable
 
     told: dict[str, Any] = {"name": name, "trainer": name}
     if name in REPLAYED and recipe.table.replay:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from replaygen.learn.metrics import confusion_rate as confusion_rate
     from replaygen.learn.metrics import over_steps as over_steps
     from replaygen.learn.metrics import summarise as summarise
+    from replaygen.learn.mixing import CutMixed as CutMixed
     from replaygen.learn.networks import Prediction as Prediction
     from replaygen.learn.networks import SegNet as SegNet
     from replaygen.learn.networks import build_network as build_network
@@ -81,6 +82,7 @@ _HOME = {
     "job": ("StepJob",),
     "losses": ("class_weights", "cross_entropy", "merged_cross_entropy"),
     "metrics": ("Confusion", "confusion_rate", "over_steps", "summarise"),
+    "mixing": ("CutMixed",),
     "networks": ("Prediction", "SegNet", "build_network"),
     "oplist": ("OpListNet", "read_oplist"),
     "predict": ("predict_mask", "predict_over_views", "predict_probabilities"),
@@ -125,6 +127,7 @@ __all__ = [
     "Batch",
     "Checkpoint",
     "Confusion",
+    "CutMixed",
     "FeatureFile",
     "FitOptions",
     "FitResult",

@@ -8,58 +8,60 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from replaygen.errors import ModelError
+from replaygen.learn.ahead import AHEAD, in_order, loaders_for
+from replaygen.learn.ahead import Batches as Batches
 from replaygen.learn.batches import derive
-from replaygen.learn.heads import Classifier
+from replaygen.learn.diagnose import MEASURED, Seen, gradient_doubt
+from replaygen.learn.events import Event as Event
+from replaygen.learn.events import Log as Log
 from replaygen.learn.networks import Prediction, SegNet
+from replaygen.learn.optimise import Average, Stepper
 from replaygen.learn.partial import FitState, PartialFolder, pack, unpack
+from replaygen.learn.precision import Precision, compiled
 from replaygen.learn.samples import Batch
 from replaygen.learn.specs import FitOptions
-from replaygen.sample import IGNORE
 
-
-class Event(dict[str, Any]):
-    """What a fit tells: {"event": "progress" | "warning" | "resumed" | "checkpoint", ...}; str() gives a line."""
-
-    def __str__(self) -> str:
-        if self["event"] == "warning":
-            return f"warning: {self['message']}"
-        at = f"iteration {self['iteration']} of {self['of']}"
-        if self["event"] == "progress":
-            return f"{at}: loss {self['loss']:.4f}, lr {self['lr']:.2e}"
-        return f"{self['event']} at {at}"
-
-
-Log = Callable[[Event], None]
-"""Gets every event of a fit; `print` and a logger's `info` will do."""
 Loss = Callable[[Prediction, Batch], Tensor]
 """What the network says of a batch, and the batch -> scalar. A frozen encoder's features are in the batch."""
 
 _DIAGNOSE_AFTER = 50
+_UNREAD = 16
+"""Losses left on a device before they are read: reading one makes the loop wait for the device."""
 
 
-class Batches(Protocol):
-    """Anything with a length whose item t is batch t, whenever it is asked for."""
+@runtime_checkable
+class Watcher(Protocol):
+    """A log that also wants to look at the network: whenever progress is told, with the fit's first batch."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, t: int, /) -> Batch: ...
+    def __call__(self, event: Event) -> None: ...
+
+    def watch(self, iteration: int, net: SegNet, batch: Batch) -> None:
+        """Look; the network is in evaluation mode, batch and network are on the fit's device."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished fit: the network (in evaluation mode), every iteration's loss, and the seconds of this process."""
+    """A finished fit.
+
+    Attributes:
+        net: in evaluation mode.
+        losses: of every iteration.
+        seconds: of this process.
+        wait_seconds: of these, waiting for a batch to be made.
+    """
 
     net: SegNet
     losses: tuple[float, ...]
     seconds: float
+    wait_seconds: float = 0.0
 
 
 def fit(
@@ -81,17 +83,18 @@ def fit(
 
     Args:
         net: changed in place.
-        batches: see `MixedBatches`.
+        batches: see `MixedBatches`. With `accumulate` = n each is cut into n equal parts (samples i, i + n, ...), and
+            the gradient is the mean of theirs; `loss` and batch-norm statistics see a part at a time.
         loss: from a prediction and its batch to a scalar.
         seed: of dropout and the like; iteration t is seeded by (seed, t).
         partial: a folder of this fit alone, or None.
-        log: gets progress, warnings and checkpoints as mappings.
+        log: gets progress, warnings and checkpoints as mappings; see also `Watcher`.
         device: "cpu", "cuda", ..., or None/"auto" = CUDA where there is one.
         where: names the fit in errors.
         state: tensors that `loss` changes in place (prototypes, statistics); they are saved and put back with the rest.
 
     Raises:
-        ModelError: the loss became NaN or infinite.
+        ModelError: the loss became NaN or infinite, or the network cannot be compiled.
         StoreError: checkpoints cannot be written.
     """
     made = _Fit(net, batches, loss, options, seed, log or (lambda event: None), pick_device(device), where, state or {})
@@ -119,109 +122,159 @@ class _Fit:
         self.device = device
         self.where = where
         self.state = state
-        self.optimizer = make_optimizer(net, options)
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.average = {n: t.detach().clone() for n, t in net.saved_tensors().items()} if options.average else {}
+        self.precision = Precision.of(options, device)
+        self.stepper = Stepper(net, options, self.precision)
+        self.average = Average(net, options.average)
         self.losses: list[float] = []
-        self.seen = _Seen(net.channels)
+        self.unread: list[tuple[Tensor, tuple[str, ...]]] = []
+        self.norms: list[Tensor] = []
+        self.seen = Seen(net.channels)
+        self.looked_at: Batch | None = None
+        self.images = 0
+        self.wait_seconds = 0.0
 
     def run(self, partial: Path | None) -> FitResult:
         started = time.monotonic()
         folder = None if partial is None else PartialFolder(partial, self._identity(), self._warn)
         first = 0 if folder is None else self._resume(folder)
-        with deterministic(self.device), torch.random.fork_rng(devices=_cuda(self.device)):
+        with (
+            deterministic(self.device), torch.random.fork_rng(devices=_cuda(self.device)),
+            compiled(self.net, wanted=self.options.compile),
+        ):  # fmt: skip
             self._iterate(first, folder)
-        if self.average:
-            with torch.no_grad():
-                for name, tensor in self.net.saved_tensors().items():
-                    tensor.copy_(self.average[name])
-        return FitResult(self.net.eval(), tuple(self.losses), time.monotonic() - started)
+        self.average.into_net()
+        seconds = time.monotonic() - started
+        if self.images:
+            self._tell(
+                "finished", iteration=len(self.batches), seconds=seconds, images_per_second=self.images / seconds,
+                wait_share=self.wait_seconds / seconds,
+            )  # fmt: skip
+        return FitResult(self.net.eval(), tuple(self.losses), seconds, self.wait_seconds)
 
     def _iterate(self, first: int, folder: PartialFolder | None) -> None:
         total, options = len(self.batches), self.options
-        diagnose_at = min(total, max(_DIAGNOSE_AFTER, int(getattr(self.batches, "epoch", 0)))) - 1
-        saved_at = time.monotonic()
+        epoch = min(total, max(_DIAGNOSE_AFTER, int(getattr(self.batches, "epoch", 0))))
+        begun = saved_at = time.monotonic()
         self.net.train()
-        for t, batch in in_order(self.batches, first, ahead=self.device.type == "cuda"):
-            torch.manual_seed(derive(self.seed, "iteration", t))
-            self.seen.add(batch)
-            self.losses.append(self._step(batch.to(self.device), t, total))
-            if t == diagnose_at:
-                for sentence in self.seen.doubts(replay_expected=getattr(self.batches, "buffer", None) is not None):
-                    self._warn(sentence)
-            if (t + 1) % options.log_every == 0 or t + 1 == total:
-                last = self.losses[-options.log_every :]
-                rate = self.optimizer.param_groups[0]["lr"]
-                self._tell("progress", iteration=t + 1, loss=sum(last) / len(last), lr=rate)
-            if folder is not None and (self._due(t + 1, time.monotonic() - saved_at) or t + 1 == total):
+        for t, batch in self._arriving(first):
+            _seed_all(derive(self.seed, "iteration", t), self.device)
+            if t < epoch:
+                self.seen.add(batch)
+            self._step(batch.to(self.device), t, total)
+            self.images += len(batch.ids)
+            logs = (t + 1) % options.log_every == 0 or t + 1 == total
+            saves = folder is not None and (self._due(t + 1, time.monotonic() - saved_at) or t + 1 == total)
+            if logs or saves or t + 1 in (MEASURED, epoch):
+                self._read_losses()
+            self._diagnose(t + 1, epoch)
+            if logs:
+                self._progress(t + 1, first, time.monotonic() - begun)
+            if saves:
+                assert folder is not None
                 folder.save(self._state(t + 1))
                 saved_at = time.monotonic()
                 self._tell("checkpoint", iteration=t + 1)
+
+    def _arriving(self, first: int) -> Iterator[tuple[int, Batch]]:
+        loaders = loaders_for(self.options.loaders, self.device)
+        coming = in_order(self.batches, first, ahead=AHEAD, loaders=loaders, pinned=self.device.type == "cuda")
+        with contextlib.closing(coming):
+            while True:
+                asked = time.perf_counter()
+                found = next(coming, None)
+                self.wait_seconds += time.perf_counter() - asked
+                if found is None:
+                    return
+                yield found
 
     def _due(self, iteration: int, seconds: float) -> bool:
         every, after = self.options.checkpoint_every, self.options.checkpoint_seconds
         return bool(every and iteration % every == 0) or bool(after and seconds >= after)
 
-    def _step(self, batch: Batch, t: int, total: int) -> float:
-        factor = schedule(self.options, t, total)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16 and self.device.type == "cuda"):
+    def _step(self, batch: Batch, t: int, total: int) -> None:
+        parts = self.options.accumulate
+        self.stepper.begin(t, total)
+        batch = shifted(batch, self.options.shift)
+        read: Tensor | None = None
+        for i in range(parts):
+            loss = self._loss(batch) if parts == 1 else self._loss(batch.part(i, parts)) / parts
+            read = loss.detach() if read is None else read + loss.detach()
+            if i + 1 == parts:
+                self.unread.append((read, batch.ids))
+                if self.device.type == "cpu" or len(self.unread) >= _UNREAD:
+                    self._read_losses()
+            self.stepper.backward(loss)
+        norm = self.stepper.end(measure=t < MEASURED)
+        if norm is not None and t < MEASURED:
+            self.norms.append(norm)
+        self.average.move(t)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with self.precision.autocast():
             features = batch.features
             if features is None:
-                assert batch.images is not None
-                batch = shifted(batch, self.options.shift)
                 assert batch.images is not None
                 features = self.net.encode(batch.images.contiguous(memory_format=torch.channels_last))
                 if self.net.frozen_encoder:
                     batch = replace(batch, features=features)
             prediction = self.net.predicted(features, (batch.masks.shape[1], batch.masks.shape[2]))
-        loss = self.loss(prediction, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ModelError(
-                f"the loss became {value} at iteration {t + 1} of {total}", where=self.where,
-                hint="lower lr (or head_lr), set clip = 1.0 or a warmup; samples of the batch: " + ", ".join(batch.ids),
-            )  # fmt: skip
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.options.clip:
-            torch.nn.utils.clip_grad_norm_([p for p in self.net.parameters() if p.requires_grad], self.options.clip)
-        self.optimizer.step()
-        self._move_average(t)
-        return value
+        return self.loss(prediction, batch)
 
-    def _move_average(self, t: int) -> None:
-        if not self.average:
-            return
-        decay = min(self.options.average, (1 + t) / (10 + t))
-        with torch.no_grad():
-            for name, tensor in self.net.saved_tensors().items():
-                if tensor.is_floating_point():
-                    self.average[name].lerp_(tensor, 1 - decay)
-                else:
-                    self.average[name].copy_(tensor)
+    def _read_losses(self) -> None:
+        unread, self.unread = self.unread, []
+        values = torch.stack([loss for loss, _ in unread]).tolist() if unread else []
+        for value, (_, ids) in zip(values, unread, strict=True):
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"the loss became {value} at iteration {len(self.losses) + 1} of {len(self.batches)}",
+                    where=self.where, hint="lower lr (or head_lr), set clip = 1.0 or a warmup; samples of the batch: "
+                    + ", ".join(ids),
+                )  # fmt: skip
+            self.losses.append(value)
+
+    def _diagnose(self, iteration: int, epoch: int) -> None:
+        if iteration == min(MEASURED, len(self.batches)) and self.norms:
+            doubt = gradient_doubt([float(norm) for norm in self.norms])
+            if doubt is not None:
+                self._warn(doubt)
+        if iteration == epoch:
+            replay_expected = getattr(self.batches, "buffer", None) is not None
+            for sentence in self.seen.doubts(self.losses[:epoch], replay_expected=replay_expected):
+                self._warn(sentence)
+
+    def _progress(self, iteration: int, first: int, seconds: float) -> None:
+        last = self.losses[-self.options.log_every :]
+        self._tell(
+            "progress", iteration=iteration, loss=sum(last) / len(last), lr=self.stepper.rate,
+            images_per_second=self.images / max(seconds, 1e-9),
+            seconds_left=seconds / (iteration - first) * (len(self.batches) - iteration),
+        )  # fmt: skip
+        if isinstance(self.log, Watcher):
+            if self.looked_at is None:
+                self.looked_at = self.batches[0].to(self.device)
+            with torch.random.fork_rng(devices=_cuda(self.device)):
+                self.log.watch(iteration, self.net.eval(), self.looked_at)
+            self.net.train()
 
     def _state(self, iteration: int) -> FitState:
-        tensors = pack(self.net.saved_tensors(), self.optimizer, self.average)
+        tensors = pack(self.net.saved_tensors(), self.stepper.optimizer, self.average.tensors)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["seen"] = self.seen.pixels
         tensors |= {f"state/{name}": tensor for name, tensor in self.state.items()}
-        told = {"replay": self.seen.replay, "expected": sorted(self.seen.expected), "torch": torch.__version__}
+        told = {"seen": self.seen.state(), "scaler": self.precision.state(), "torch": torch.__version__}
         return FitState(iteration, tensors, told)
 
     def _resume(self, folder: PartialFolder) -> int:
         state = folder.newest()
         if state is None:
             return 0
-        unpack(state.tensors, self.net.saved_tensors(), self.optimizer, self.average)
+        unpack(state.tensors, self.net.saved_tensors(), self.stepper.optimizer, self.average.tensors)
         with torch.no_grad():
             for name, tensor in self.state.items():
                 tensor.copy_(state.tensors[f"state/{name}"])
         self.losses = state.tensors["losses"].tolist()
-        self.seen.pixels = state.tensors["seen"].clone()
-        self.seen.replay = int(state.told["replay"])
-        self.seen.expected = set(state.told["expected"])
+        self.seen.restore(state.tensors["seen"], state.told["seen"])
+        self.precision.restore(state.told["scaler"])
         self._tell("resumed", iteration=state.iteration)
         return state.iteration
 
@@ -240,71 +293,6 @@ class _Fit:
 
     def _tell(self, kind: str, **more: Any) -> None:
         self.log(Event(event=kind, of=len(self.batches), **more))
-
-
-class _Seen:
-    """What the batches held so far, to say early what cannot be learnt from them."""
-
-    def __init__(self, channels: int) -> None:
-        self.pixels = torch.zeros(channels, dtype=torch.int64)
-        self.replay = 0
-        self.expected: set[int] = set()
-
-    def add(self, batch: Batch) -> None:
-        current = batch.masks[~batch.replay]
-        self.pixels += torch.bincount(current[current != IGNORE], minlength=len(self.pixels))[: len(self.pixels)]
-        self.replay += int(batch.replay.sum())
-        self.expected.update(batch.visible[~batch.replay].any(0).nonzero().flatten().tolist())
-
-    def doubts(self, *, replay_expected: bool) -> list[str]:
-        told = [
-            f"class {channel} is declared visible in the current data but no pixel of it was seen in the first epoch"
-            for channel in sorted(self.expected)
-            if int(self.pixels[channel]) == 0
-        ]
-        if replay_expected and self.replay == 0:
-            told.append("there is a replay buffer, but no replay sample was drawn")
-        return told
-
-
-def in_order(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int, Batch]]:
-    """(t, batch t) from `first` on; with `ahead`, a thread makes the next batch while this one is used."""
-    total = len(batches)
-    if not ahead:
-        for t in range(first, total):
-            yield t, batches[t]
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(batches.__getitem__, first) if first < total else None
-        for t in range(first, total):
-            assert coming is not None
-            batch = coming.result()
-            coming = pool.submit(batches.__getitem__, t + 1) if t + 1 < total else None
-            yield t, batch
-
-
-def make_optimizer(net: SegNet, options: FitOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over what learns, the head with its own rate; biases, norms and held classifiers do not decay.
-
-    Raises:
-        ModelError: nothing learns.
-    """
-    head = {id(parameter) for parameter in net.head.parameters()}
-    held = {id(m.weight) for m in net.head.modules() if isinstance(m, Classifier) and m.held}
-    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    if not learning:
-        raise ModelError("no parameter of the network learns", hint="freeze less")
-    groups: list[dict[str, Any]] = [
-        {"params": chosen, "lr": options.lr * rate, "weight_decay": options.weight_decay * decays}
-        for rate, part in ((1.0, [p for p in learning if id(p) not in head]),
-                           (options.head_lr, [p for p in learning if id(p) in head]))
-        for decays, chosen in ((1.0, [p for p in part if p.ndim > 1 and id(p) not in held]),
-                               (0.0, [p for p in part if p.ndim <= 1 or id(p) in held]))
-        if chosen
-    ]  # fmt: skip
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
-    return torch.optim.AdamW(groups, lr=options.lr)
 
 
 def shifted(batch: Batch, most: int) -> Batch:
@@ -326,16 +314,11 @@ def shifted(batch: Batch, most: int) -> Batch:
     )
 
 
-def schedule(options: FitOptions, t: int, total: int) -> float:
-    """The factor on every learning rate at iteration t: poly is end + (1 - end) (1 - t/T)^power, end = lr_end / lr."""
-    end = options.lr_end / options.lr
-    if options.schedule == "constant":
-        factor = 1.0
-    elif options.schedule == "poly":
-        factor = end + (1 - end) * (1 - t / total) ** options.power
+def _seed_all(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also writes a stack trace for a later CUDA
     else:
-        factor = end + (1 - end) * (1 + math.cos(math.pi * t / total)) / 2
-    return factor * min(1.0, (t + 1) / options.warmup) if options.warmup else factor
+        torch.manual_seed(seed)
 
 
 def _cuda(device: torch.device) -> list[int]:

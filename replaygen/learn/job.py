@@ -12,7 +12,7 @@ import torch
 from replaygen.errors import ModelError
 from replaygen.learn.batches import MixedBatches, derive
 from replaygen.learn.checkpoint import Checkpoint, load_network, save_checkpoint
-from replaygen.learn.fitting import FitResult, Log, Loss, fit, pick_device
+from replaygen.learn.fitting import Batches, FitResult, Log, Loss, fit, pick_device
 from replaygen.learn.heads import Init
 from replaygen.learn.losses import class_weights
 from replaygen.learn.networks import SegNet, build_network
@@ -130,7 +130,7 @@ class StepJob:
         return class_weights(self.channels, weight, pick_device(self.device))
 
     def train(
-        self, net: SegNet, batches: MixedBatches, loss: Loss, state: Mapping[str, torch.Tensor] | None = None
+        self, net: SegNet, batches: Batches, loss: Loss, state: Mapping[str, torch.Tensor] | None = None
     ) -> FitResult:
         """`fit` with this job's options, seed, folder, log and device."""
         return fit(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ class Item:
         load: view -> (image uint8 [S, S, 3] or None, features float16 [D, h, w] a tap or None, mask uint8 [S, S]).
         views: how many fixed views there are, or that every draw is a fresh one; None: only view 0.
         read: () -> (image uint8 [H, W, 3], mask uint8 [H, W]), the sample at full size, where it is at hand.
+        features, mask: view -> features, and () -> the mask at full size: `load` in two parts, where it has them.
         group: the class that replay is balanced by; None: the first of `visible`.
         view_id: the id that seeds its views, where that is not `id`.
     """
@@ -47,6 +50,8 @@ class Item:
     read: Callable[[], tuple[Image8, Mask8]] | None = None
     group: int | None = None
     view_id: str | None = None
+    features: Callable[[int], Features] | None = None
+    mask: Callable[[], Mask8] | None = None
 
     def renamed(self, name: str) -> Item:
         """The same sample under another id; its views stay those of the old one."""
@@ -104,13 +109,13 @@ def feature_item(
     def load(v: int) -> Loaded:
         return None, features(v), apply_view_to_mask(mask(), sample_id, v, views)
 
-    return Item(sample_id, visible, replay, load, views, group=group)
+    return Item(sample_id, visible, replay, load, views, group=group, features=features, mask=mask)
 
 
 class Samples(Dataset["Loaded"]):
     """Items, with what they loaded kept in RAM until `ram_limit` bytes are full.
 
-    `samples[i]` is view 0 of item i; `samples.get(i, v)` any view.
+    `samples[i]` is view 0 of item i; `samples.get(i, v)` any view. Threads may ask at the same time.
     """
 
     def __init__(self, items: Sequence[Item], ram_limit: int = 2 * 2**30) -> None:
@@ -118,6 +123,8 @@ class Samples(Dataset["Loaded"]):
         self.ram_limit = ram_limit
         self.used = 0
         self._kept: dict[tuple[int, int], Loaded] = {}
+        self._coming: dict[tuple[int, int], Future[Loaded]] = {}
+        self._lock = threading.Lock()
         repeated = len(self.items) - len({item.id for item in self.items})
         if repeated:
             raise DataError(f"{repeated} sample ids are given twice", hint="ids name a sample; prefix them by source")
@@ -130,6 +137,23 @@ class Samples(Dataset["Loaded"]):
 
     def get(self, index: int, view: int) -> Loaded:
         """What item `index` loads for `view`."""
+        with self._lock:
+            coming = self._coming.pop((index, view), None)
+        if coming is not None:
+            try:
+                return coming.result()
+            except CancelledError:  # the loop that had asked for it ended early
+                pass
+        return self._load(index, view)
+
+    def prefetch(self, index: int, view: int, pool: Executor) -> None:
+        """Let `pool` load what the next `get` of this item and view will want."""
+        place = (index, view)
+        with self._lock:
+            if place not in self._kept and place not in self._coming:
+                self._coming[place] = pool.submit(self._load, index, view)
+
+    def _load(self, index: int, view: int) -> Loaded:
         item = self.items[index]
         if item.views is not None and item.views.fresh and item.read is not None:
             # every crop is another one: keep the sample at full size (as view -1) and crop from it
@@ -138,16 +162,26 @@ class Samples(Dataset["Loaded"]):
             square, mask_square = apply_view(image, mask, item.seed_id, view, item.views)
             assert mask_square is not None
             return square, None, mask_square
-        return self._keep((index, view), lambda: item.load(view))
+        return self._keep((index, view), lambda: self._view(index, view))
+
+    def _view(self, index: int, view: int) -> Loaded:
+        item = self.items[index]
+        read, features, views = item.mask, item.features, item.views
+        if read is None or features is None or views is None or views.count == 1:
+            return item.load(view)
+        # every view of a mask comes from the same file, which is read and decoded once
+        mask = self._keep((index, -1), lambda: (None, None, read()))[2]
+        return None, features(view), apply_view_to_mask(mask, item.seed_id, view, views)
 
     def _keep(self, place: tuple[int, int], load: Callable[[], Loaded]) -> Loaded:
         if place in self._kept:
             return self._kept[place]
         loaded = load()
         size = _bytes_of(loaded)
-        if self.used + size <= self.ram_limit:
-            self.used += size
-            self._kept[place] = loaded
+        with self._lock:
+            if place not in self._kept and self.used + size <= self.ram_limit:
+                self.used += size
+                self._kept[place] = loaded
         return loaded
 
 
@@ -174,11 +208,25 @@ class Batch:
     progress: float = 0.0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`; from page-locked memory the copy does not wait."""
+        if self.masks.device == device:
+            return self
+        return self._each(lambda x: x.to(device, non_blocking=x.is_pinned()))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory of the CPU."""
+        return self._each(lambda x: x.pin_memory())
+
+    def part(self, i: int, n: int) -> Batch:
+        """Samples i, i + n, i + 2n, ...: a part of n has current and replay samples as the whole has them."""
+        rows = slice(i, None, n)
+        return replace(self._each(lambda x: x[rows]), ids=self.ids[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            None if self.images is None else self.images.to(device),
-            None if self.features is None else tuple(feature.to(device) for feature in self.features),
-            self.masks.to(device), self.visible.to(device), self.replay.to(device), self.ids, self.progress,
+            None if self.images is None else change(self.images),
+            None if self.features is None else tuple(change(feature) for feature in self.features),
+            change(self.masks), change(self.visible), change(self.replay), self.ids, self.progress,
         )  # fmt: skip
 
 
@@ -189,18 +237,19 @@ def collate(items: Sequence[Item], loaded: Sequence[Loaded], channels: int) -> B
         DataError: an item mixes images with features, differs in size, or has labels beyond `channels`; names the item.
     """
     with_images = loaded[0][0] is not None
-    masks = []
     for item, (image, features, mask) in zip(items, loaded, strict=True):
         same_kind = (image is not None) == with_images and (features is not None) != with_images
         if not same_kind or mask.shape != loaded[0][2].shape:
             raise DataError("a batch mixes images with features, or sizes", where=item.id)
-        highest = int(mask[mask != IGNORE].max(initial=0))
-        if highest >= channels or any(not 0 < c < channels for c in item.visible):
-            raise DataError(
-                f"label {highest} or visible classes {item.visible} lie beyond the {channels} channels of the network",
-                where=item.id, hint="masks hold channels in learning order, 255 = ignore",
-            )  # fmt: skip
-        masks.append(torch.from_numpy(mask.astype(np.int64)))
+        if any(not 0 < c < channels for c in item.visible):
+            raise _beyond(item, mask, channels)
+    masks = np.stack([mask for _, _, mask in loaded])
+    # 255 = ignore becomes 0, so the largest number is one above the highest label
+    if int((masks + np.uint8(1)).max(initial=0)) > channels:
+        raise next(
+            _beyond(item, mask, channels)
+            for item, (_, _, mask) in zip(items, loaded, strict=True) if _highest(mask) >= channels
+        )  # fmt: skip
     visible = torch.zeros(len(items), channels, dtype=torch.bool)
     for row, item in enumerate(items):
         visible[row, list(item.visible)] = True
@@ -208,12 +257,23 @@ def collate(items: Sequence[Item], loaded: Sequence[Loaded], channels: int) -> B
     maps = [entry[1] for entry in loaded if entry[1] is not None]
     features_of = None if with_images else tuple(torch.stack(tap) for tap in zip(*maps, strict=True))
     replay = torch.tensor([item.replay for item in items])
-    return Batch(images, features_of, torch.stack(masks), visible, replay, tuple(item.id for item in items))
+    return Batch(images, features_of, torch.from_numpy(masks).long(), visible, replay, tuple(i.id for i in items))
 
 
 def stack_images(images: Sequence[Image8]) -> Tensor:
     """uint8 [S, S, 3] each -> float32 [B, 3, S, S] in 0..1."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255.0).contiguous()
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+
+
+def _highest(mask: Mask8) -> int:
+    return int(mask[mask != IGNORE].max(initial=0))
+
+
+def _beyond(item: Item, mask: Mask8, channels: int) -> DataError:
+    return DataError(
+        f"label {_highest(mask)} or visible classes {item.visible} lie beyond the {channels} channels of the network",
+        where=item.id, hint="masks hold channels in learning order, 255 = ignore",
+    )  # fmt: skip
 
 
 def _whole(item: Item) -> Loaded:

@@ -12,7 +12,7 @@ from replaygen.errors import ModelError
 
 When = Literal["never", "after_base", "always"]
 _SMALL_FIELDS = ("kind", "widths", "freeze", "freeze_bn")
-HOW = ("log_every", "checkpoint_every", "checkpoint_seconds")
+HOW = ("log_every", "checkpoint_every", "checkpoint_seconds", "loaders", "tensorboard")
 _NOT_IDENTITY = {"weights", "sha256"}
 _PAPERS: dict[str, dict[str, Any]] = {
     "deeplabv3": {"rates": (6, 12, 18), "width": 256},
@@ -235,10 +235,21 @@ class FitOptions(_Table):
     shift: int = Field(default=0, ge=0, description="images only: largest cyclic shift of a whole batch, in pixels")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm; 0: no clipping")
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
-    bf16: bool = Field(default=False, description="bfloat16 autocast on CUDA")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="of forward passes on CUDA, fp16 with a loss scale; the CPU takes float32 always"
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="cut each batch into so many parts, whose gradients are averaged; losses and "
+        "batch-norm statistics see one part at a time",
+    )  # fmt: skip
+    compile: bool = Field(default=False, description="torch.compile of encoder and head; numbers differ slightly")
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=200, ge=0, description="iterations between checkpoints; 0: by time only")
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="seconds between checkpoints; 0: never by time")
+    loaders: int | None = Field(
+        default=None, ge=0, description="threads that load samples ahead; default: 4 on CUDA, 1 on the CPU; 0: no"
+    )
+    tensorboard: str | None = Field(default=None, description="a folder for TensorBoard; [run] tensorboard sets it")
 
     @model_validator(mode="after")
     def _rates_are_ordered(self) -> FitOptions:
@@ -246,6 +257,8 @@ class FitOptions(_Table):
             raise ValueError(f"lr_end = {self.lr_end} is above lr = {self.lr}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError('nesterov needs optimizer = "sgd" and a momentum')
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} cannot be cut into accumulate = {self.accumulate} equal parts")
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from replaygen.classes import nearest_hint
 from replaygen.errors import RecipeError
 from replaygen.learn.specs import HOW, FitOptions
 from replaygen.plan.method import Method, read_method
-from replaygen.plan.recipe import InpaintMode, MethodTable, RecipeTable
+from replaygen.plan.recipe import RecipeTable
+from replaygen.plan.tables import InpaintMode, MethodTable
 from replaygen.plan.workspace import find_trainer
 
 

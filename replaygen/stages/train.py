@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from replaygen.stages.context import Features, device_of, fit_folder, network_sp
 
 if TYPE_CHECKING:
     from replaygen.datasets import SegmentationDataset
-    from replaygen.learn import Checkpoint, Item, ViewSpec
+    from replaygen.learn import Checkpoint, FitOptions, Item, ViewSpec
+    from replaygen.learn.fitting import Event, Log
     from replaygen.sample import Image8, Mask8
     from replaygen.scenario import Scenario
     from replaygen.store import Shard
@@ -49,6 +51,9 @@ class TrainStage(Stage[TrainParams]):
     version = 2
     modules = (
         "replaygen.learn.fitting",
+        "replaygen.learn.ahead",
+        "replaygen.learn.optimise",
+        "replaygen.learn.precision",
         "replaygen.learn.partial",
         "replaygen.learn.losses",
         "replaygen.learn.distillation",
@@ -56,6 +61,7 @@ class TrainStage(Stage[TrainParams]):
         "replaygen.learn.pod",
         "replaygen.learn.teacher",
         "replaygen.learn.batches",
+        "replaygen.learn.mixing",
         "replaygen.learn.buffer",
         "replaygen.learn.job",
         "replaygen.learn.checkpoint",
@@ -79,12 +85,13 @@ class TrainStage(Stage[TrainParams]):
         source = inputs.read_object(params.method)
         method = load_method(source, params.method)
         step = scenario.step(params.step)
+        fit = FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})})
         job = StepJob(
             k=params.step, names=scenario.names[: 1 + len(step.seen)],
             new=step.seen if params.all_data else step.new, old=() if params.all_data else step.old, spec=spec,
-            fit=FitOptions.model_validate({**params.fit, **inputs.where.get("fit", {})}),
-            options=method.Options(**params.options) if hasattr(method, "Options") else None,
-            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=fit_folder(inputs, out), log=log.info,
+            fit=fit, options=method.Options(**params.options) if hasattr(method, "Options") else None,
+            seed=int(inputs.seed or 0), device=device_of(inputs.where), partial=fit_folder(inputs, out),
+            log=_log(fit, inputs.slot),
         )  # fmt: skip
         current = Samples(list(_current_items(params, dataset, scenario, inputs, views)))
         replayed = list(_replay_items(inputs, views))
@@ -97,6 +104,19 @@ class TrainStage(Stage[TrainParams]):
             out.put("state.safetensors", made.state)
         out.put("method.py", source)
         out.provenance = {"current": len(current), "replay": len(replayed)}
+
+
+def _log(fit: FitOptions, slot: str) -> Log:
+    """Warnings are seen by everybody, the rest by whoever asks for it; TensorBoard gets a folder a slot."""
+    if fit.tensorboard is None:
+        return _tell
+    from replaygen.learn.board import Board
+
+    return Board(Path(fit.tensorboard) / slot.removeprefix("train/"), _tell)
+
+
+def _tell(event: Event) -> None:
+    log.log(logging.WARNING if event["event"] == "warning" else logging.INFO, "%s", event)
 
 
 def load_method(source: bytes, digest: str) -> ModuleType:

@@ -1,0 +1,90 @@
+"""The parts of a recipe that say how a run trains, and the checks that all its tables share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from replaygen.crawl.specs import CrawlHow
+from replaygen.inpainters.specs import EraseSpec
+from replaygen.learn.specs import FitOptions
+
+InpaintMode = Literal["argmax", "confidence", "entropy", "pixels"]
+"""Background inpainting: RECALL's, with a threshold, with PLOP's, or by erasing old objects from the image."""
+
+
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are refused, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RelabelTable(Table):
+    """Background inpainting of the current labels; a row's `inpaint` may name another mode than this one."""
+
+    mode: InpaintMode = "argmax"
+    unsure: float = Field(default=0.7, ge=0.0, lt=1.0, description="confidence: what is less probable is ignored")
+    floor: float = Field(default=0.001, ge=0.0, lt=1.0, description="entropy: least limit, on PLOP's scale")
+    erase: EraseSpec = Field(default_factory=EraseSpec, description="pixels: how old objects are erased")
+    flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
+    looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
+
+    @model_validator(mode="after")
+    def _erases_objects(self) -> RelabelTable:
+        for name in ("others", "unsure", "text"):
+            if getattr(self.erase, name) != EraseSpec.model_fields[name].default:
+                raise ValueError(
+                    f"relabel.erase takes no `{name}`: it erases what the previous model sees of old classes"
+                )
+        return self
+
+
+class KnowledgeTable(Table):
+    """Knowledge inpainting of older replay labels, by the helper of the step that learns now."""
+
+    unsure: float = Field(default=0.7, ge=0.0, lt=1.0, description="what is less probable is ignored, not filled")
+    flip: bool = Field(default=False, description="predict with the mean of each view and its mirror image")
+    looks: int = Field(default=1, ge=1, description="predict with the mean of the first n fixed views")
+
+
+class MethodTable(BaseModel):
+    """One row of the comparison: a trainer, its replay, and what it changes in `[train]` or in its own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,60}$")
+    trainer: str
+    replay: str | None = None
+    inpaint: bool | InpaintMode | None = None
+    knowledge: bool | None = None
+    ahead: bool = Field(default=False, description="replay of the classes being learnt too, labelled by a helper")
+
+
+class RunTable(Table):
+    """How, not what: in no key."""
+
+    workers: int = Field(default=0, ge=0, description="0: in this process; n: n Dask worker processes")
+    scheduler: str | None = Field(default=None, description="tcp:// or tls:// address of a running Dask cluster")
+    retries: int = Field(default=2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: str | None = Field(default=None, description="a folder for TensorBoard: curves, some predictions")
+    crawl: CrawlHow = Field(default_factory=CrawlHow)
+
+
+class TrainTable(Table):
+    """Training of every step; `base` changes it for step 0, `helper` for helper decoders."""
+
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    fit: FitOptions = Field(default_factory=FitOptions)
+    base: dict[str, Any] = Field(default_factory=dict)
+    helper: dict[str, Any] = Field(default_factory=dict)
+    base_model: str | None = Field(
+        default=None, description="a folder with your own step-0 model, instead of [train.base]"
+    )
+
+
+class CompareTable(Table):
+    """Which published rows stand beside the run's own, those of the scenario's task and setting: in no key."""
+
+    dataset: Literal["voc2012"]

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from replaygen.learn import ViewSpec, apply_view, apply_view_to_mask, image_item
+from replaygen.learn.views import view_box
 
 PLAIN = ViewSpec(size=24, count=6, crop=(0.5, 0.9))
 COLOURED = PLAIN.model_copy(update={"jitter": 0.4})
@@ -102,3 +103,28 @@ def test_impossible_views_are_refused(table: dict[str, float]) -> None:
     """Jitter that could blacken an image, and masks of no use, are refused."""
     with pytest.raises(ValidationError):
         ViewSpec.model_validate(table)
+
+
+def test_far_views_are_surrounded_by_mirror_images() -> None:
+    """A view of twice the sides holds every pixel of the picture about four times, image and mask alike."""
+    spec = ViewSpec(size=64, count=40, crop=(2.0, 2.0), flip=False)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:12, 8:20] = 1
+    image = np.repeat(mask[..., None] * 200, 3, 2).astype(np.uint8)
+    for v in range(1, 40):
+        square, labels = apply_view(image, mask, "far", v, spec)
+        assert labels is not None
+        assert abs(labels.mean() - mask.mean()) < 0.05
+        assert (((square[..., 0] > 100) == (labels == 1)).mean()) > 0.97
+
+
+def test_near_views_stay_as_they_were() -> None:
+    """A range up to 1 gives boxes within the picture, whatever farther ranges do."""
+    for v in range(1, 200):
+        left, top, right, bottom = view_box(50, 80, "near", v, ViewSpec(count=200, crop=(0.5, 1.0)))[0]
+        assert 0 <= left < right <= 80
+        assert 0 <= top < bottom <= 50
+    assert ViewSpec(crop=(0.5, 1.0)).zoomed(2.0).crop == (0.5, 2.0)
+    assert ViewSpec(crop=(0.5, 1.0)).zoomed(1.0).crop == (0.5, 1.0)
+    with pytest.raises(ValidationError, match="two shares"):
+        ViewSpec(crop=(0.5, 5.0))

@@ -13,6 +13,10 @@ from replaygen.errors import ModelError
 When = Literal["never", "after_base", "always"]
 _SMALL_FIELDS = ("kind", "widths", "freeze", "freeze_bn")
 HOW = ("log_every", "checkpoint_every", "checkpoint_seconds", "loaders", "tensorboard")
+_DILATED = 2
+"""How strides of transformers' encoders become dilation; 1 gave MobileNetV2 none."""
+FARTHEST = 4.0
+"""The largest side of a view, in sides of the picture."""
 _NOT_IDENTITY = {"weights", "sha256"}
 _PAPERS: dict[str, dict[str, Any]] = {
     "deeplabv3": {"rates": (6, 12, 18), "width": 256},
@@ -166,7 +170,7 @@ class NetworkSpec(_Table):
             "project",
             "files",
         )
-        return {name: told[name] for name in kept}
+        return {name: told[name] for name in (*kept, "dilated") if name in told}
 
     def identity(self) -> dict[str, Any]:
         """What the network is, for a task's key: no paths, files by sha256.
@@ -184,13 +188,16 @@ class NetworkSpec(_Table):
             complete = complete | {"tensors"}
         told["taps"] = list(self.used_taps)
         told["files"] = dict(self.sha256) if set(self.sha256) >= complete else self.file_digests()
+        if self.encoder == "transformers":
+            told["dilated"] = _DILATED
         return told
 
 
 class ViewSpec(_Table):
     """How an image becomes a square: view 0 is the whole image, views 1.. are seeded crops.
 
-    size: side in pixels; count: fixed views a sample (0..count-1); crop: side share of a crop; flip: mirror half of
+    size: side in pixels; count: fixed views a sample (0..count-1); crop: side share of a crop, beyond 1 the picture
+    is seen from afar, surrounded by its mirror images; flip: mirror half of
     the crops; fresh: every draw is a new crop instead of one of the fixed views (not for cached features).
     """
 
@@ -210,9 +217,13 @@ class ViewSpec(_Table):
     @model_validator(mode="after")
     def _crop_is_range(self) -> ViewSpec:
         low, high = self.crop
-        if not 0.05 <= low <= high <= 1.0:
-            raise ValueError(f"crop = [{low}, {high}] must be two shares, 0.05 <= lo <= hi <= 1")
+        if not 0.05 <= low <= high <= FARTHEST:
+            raise ValueError(f"crop = [{low}, {high}] must be two shares, 0.05 <= lo <= hi <= {FARTHEST:g}")
         return self
+
+    def zoomed(self, zoom: float) -> ViewSpec:
+        """The same views with crops of up to `zoom` times the picture's sides; 1 or less changes nothing."""
+        return self if zoom <= 1 else self.model_copy(update={"crop": (self.crop[0], zoom)})
 
 
 class FitOptions(_Table):

@@ -12,6 +12,8 @@ from replaygen.errors import DataError
 from replaygen.learn.specs import ViewSpec
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from replaygen.sample import Image8, Mask8
 
 _ASPECT = math.log(4 / 3)
@@ -24,7 +26,8 @@ def apply_view(
     """View v of a sample.
 
     View 0 is the whole image; view v >= 1 a crop whose side share is drawn from spec.crop, its aspect mildly
-    changed, mirrored half of the times where spec.flip; both resized to a square.
+    changed, mirrored half of the times where spec.flip; both resized to a square. A view that reaches beyond the image
+    finds its mirror images there.
 
     Args:
         image: uint8 [H, W, 3].
@@ -46,7 +49,8 @@ def apply_view(
         )  # fmt: skip
     box, mirrored = view_box(height, width, sample_id, v, spec)
     size = (spec.size, spec.size)
-    made = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
+    seen, box = _surrounded(image, box) if spec.crop[1] > 1 else (image, box)
+    made = np.asarray(Image.fromarray(seen).resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
     square = _jittered(made[:, ::-1] if mirrored else made, sample_id, v, spec.jitter)
     return np.ascontiguousarray(square), None if mask is None else apply_view_to_mask(mask, sample_id, v, spec)
 
@@ -56,8 +60,8 @@ def apply_view_to_mask(mask: Mask8, sample_id: str, v: int, spec: ViewSpec) -> M
     height, width = mask.shape
     (left, top, right, bottom), mirrored = view_box(height, width, sample_id, v, spec)
     centres = (np.arange(spec.mask_size) + 0.5) / spec.mask_size
-    rows = np.minimum((top + centres * (bottom - top)).astype(np.int64), height - 1)
-    columns = np.minimum((left + centres * (right - left)).astype(np.int64), width - 1)
+    rows = _mirrored_index(top + centres * (bottom - top), height)
+    columns = _mirrored_index(left + centres * (right - left), width)
     square = mask[rows[:, None], columns[None, :]]
     return np.ascontiguousarray(square[:, ::-1] if mirrored else square)
 
@@ -72,9 +76,33 @@ def view_box(height: int, width: int, sample_id: str, v: int, spec: ViewSpec) ->
     low, high = spec.crop
     share = low + (high - low) * draw[0]
     stretch = math.exp(_ASPECT * (draw[1] - 0.5))
-    across, down = width * min(1.0, share * stretch), height * min(1.0, share / stretch)
+    most = max(1.0, high)
+    across, down = width * min(most, share * stretch), height * min(most, share / stretch)
     left, top = (width - across) * draw[2], (height - down) * draw[3]
-    return (left, top, min(left + across, float(width)), min(top + down, float(height))), spec.flip and draw[4] < 0.5
+    right, bottom = left + across, top + down
+    if most == 1.0:
+        right, bottom = min(right, float(width)), min(bottom, float(height))
+    return (left, top, right, bottom), spec.flip and draw[4] < 0.5
+
+
+def _surrounded(image: Image8, box: Box) -> tuple[Image8, Box]:
+    """The image with as much of its mirror images around it as the box needs, and the box in it."""
+    height, width = image.shape[:2]
+    before = [math.ceil(max(0.0, -box[1])), math.ceil(max(0.0, -box[0]))]
+    behind = [math.ceil(max(0.0, box[3] - height)), math.ceil(max(0.0, box[2] - width))]
+    around = np.pad(image, ((before[0], behind[0]), (before[1], behind[1]), (0, 0)), mode="symmetric")
+    left, top, right, bottom = box
+    return around, (left + before[1], top + before[0], right + before[1], bottom + before[0])
+
+
+def _mirrored_index(places: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
+    """Pixels at some places along an axis; those beyond it are of its mirror images, edge pixels twice."""
+    index = np.floor(places).astype(np.int64)
+    if index[-1] == size and places[-1] <= size:  # the very edge, by rounding
+        index = np.minimum(index, size - 1)
+    folded = index % (2 * size)
+    made: npt.NDArray[np.int64] = np.where(folded < size, folded, 2 * size - 1 - folded)
+    return made
 
 
 def _draw(sample_id: str, v: int) -> list[float]:

@@ -38,7 +38,10 @@ FOLDS = 2
 
 @dataclass(frozen=True)
 class Held:
-    """Replay of one class, as the steps after its own find it: the keys of its shards, and of what was trusted."""
+    """Replay of one class, as the steps after its own find it: the keys of its shards, and of what was trusted.
+
+    `zoomed`: features of the views that are trained on, where those are not the ones that are labelled from.
+    """
 
     source: str
     channel: int
@@ -47,6 +50,7 @@ class Held:
     labels: tuple[str, ...]
     features: tuple[str, ...]
     trusted: tuple[str, ...] = ()
+    zoomed: tuple[str, ...] = ()
 
 
 class LabelledTasks:
@@ -78,6 +82,7 @@ class LabelledTasks:
                 one = replace(one, features=tuple(self.encode(shards, f"features/{by}/{name}")))
             else:
                 one = self._labelled(source, table, step, channel, model, labeled_by, seed)
+            one = self._zoomed(one, table)
             self.close(one, f"{one.slot}/{self.scenario.names[channel]}")
             made.append(one)
         return made
@@ -110,15 +115,25 @@ class LabelledTasks:
     def close(self, one: Held, slot: str) -> str:
         """The manifest of a set."""
         table = self.recipe.replay[one.source]
-        roles = (("images", one.images), ("labels", one.labels), ("features", one.features), ("trusted", one.trusted))
+        features = one.zoomed or one.features
+        roles = (("images", one.images), ("labels", one.labels), ("features", features), ("trusted", one.trusted))
         params = {
             "class_name": self.scenario.names[one.channel], "channel": one.channel, "wanted": table.count,
+            "zoom": table.zoom,
         }  # fmt: skip
         task = ReplayStage.task(
             params, inputs=[(role, key) for role, keys in roles for key in keys], slot=slot,
             requested=sum(self.built.tasks[key].requested for key in one.labels),
         )  # fmt: skip
         return self.built.add(task)
+
+    def _zoomed(self, one: Held, table: ReplayTable) -> Held:
+        """A set with features of the farther views that it is trained on, where its source asks for them."""
+        if table.zoom <= 1:
+            return one
+        views = self.recipe.views.zoomed(table.zoom).model_dump(mode="json")
+        place = f"features/zoomed/{one.slot.removeprefix('replay/')}/{self.scenario.names[one.channel]}"
+        return replace(one, zoomed=tuple(self.encode(one.images, place, views=views)))
 
     # one class
 
@@ -294,11 +309,17 @@ class LabelledTasks:
         table, name = self.recipe.replay[source], self.scenario.names[channel]
         return self.encode(images, f"features/{source}/{name}", self._selection(source, table, channel, images))
 
-    def encode(self, images: Sequence[str], slot: str, selection: Sequence[tuple[str, str]] = ()) -> list[str]:
-        """Cached features of some image shards."""
+    def encode(
+        self, images: Sequence[str], slot: str, selection: Sequence[tuple[str, str]] = (),
+        views: dict[str, Any] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Cached features of some image shards, of the recipe's views where no others are given."""
         if not self.builder.cached or not self.opened.rows.rows:
             return []
-        params = {"network": self.builder.encoder, "views": seen(self.builder.views), "threads": self.recipe.threads}
+        params = {
+            "network": self.builder.encoder, "views": seen(views or self.builder.views),
+            "threads": self.recipe.threads,
+        }  # fmt: skip
         keys = []
         for i, image in enumerate(images):
             task = ReplayFeatureStage.task(

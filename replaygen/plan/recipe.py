@@ -17,7 +17,7 @@ from replaygen.generators.specs import BigGanSpec, DiffusionSpec, FitSpec, MapSp
 from replaygen.inpainters.specs import EraseSpec
 from replaygen.labelers.specs import TeacherSpec
 from replaygen.learn.coarse import disjoint_groups
-from replaygen.learn.specs import NetworkSpec, ViewSpec
+from replaygen.learn.specs import FARTHEST, NetworkSpec, ViewSpec
 from replaygen.plan.board import with_board
 from replaygen.plan.lines import line_of
 from replaygen.plan.tables import (
@@ -122,6 +122,10 @@ class ReplayTable(Table):
     teacher: TeacherSpec | None = None
     trust: TrustSpec | None = None
     erase: EraseSpec | None = None
+    zoom: float = Field(
+        default=1.0, ge=1.0, le=FARTHEST, description="train on views of up to this many sides of the picture: photos "
+        "show their object larger than real images do",
+    )  # fmt: skip
     complete: bool = Field(default=False, description="exemplar: keep labels with their background inpainted")
     unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
     min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -206,6 +210,15 @@ class RecipeTable(Table):
     @classmethod
     def _one_coarse_class_each(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         disjoint_groups(value)
+        return value
+
+    @field_validator("views")
+    @classmethod
+    def _within_the_picture(cls, value: ViewSpec) -> ViewSpec:
+        if value.crop[1] > 1:
+            raise ValueError(
+                f"crop = {list(value.crop)} reaches beyond the picture; for replay, `zoom` of its source does"
+            )
         return value
 
     @model_validator(mode="after")

@@ -12,11 +12,12 @@ from replaygen.store import Record
 
 @dataclass(frozen=True)
 class ReplayParams:
-    """wanted: samples asked for; a shortfall is reported."""
+    """wanted: samples asked for, a shortfall is reported; zoom: the farthest view, see `ViewSpec.zoomed`."""
 
     class_name: str
     channel: int
     wanted: int
+    zoom: float
 
 
 class ReplayStage(Stage[ReplayParams]):
@@ -29,7 +30,7 @@ class ReplayStage(Stage[ReplayParams]):
     """
 
     name = "replay"
-    version = 2
+    version = 3
     seconds_per_sample = 0.00005
     bytes_per_sample = 10
     Params = ReplayParams
@@ -66,7 +67,8 @@ class ReplayStage(Stage[ReplayParams]):
             "manifest.json",
             {
                 "class": params.class_name, "channel": params.channel, "samples": total,
-                "wanted": params.wanted, "shortfall": max(0, params.wanted - total), "shards": shards,
+                "wanted": params.wanted, "shortfall": max(0, params.wanted - total), "zoom": params.zoom,
+                "shards": shards,
             },
         )  # fmt: skip
 

@@ -194,7 +194,7 @@ def _replay_items(inputs: Inputs, views: ViewSpec) -> Iterator[Item]:
             features = FeatureFile(inputs.open_object(part["features"])) if "features" in part else None
             kept = tuple(part["kept"]) if "kept" in part else None
             shards.append(ReplayShard(images, labels, features, manifest["channel"], part["samples"], kept))
-        yield from replay_items(shards, views, prefix=f"{slug(manifest['class'])}-")
+        yield from replay_items(shards, views.zoomed(manifest["zoom"]), prefix=f"{slug(manifest['class'])}-")
 
 
 def _item(

@@ -56,6 +56,9 @@ class HelperStage(Stage[HelperParams]):
     version = 1
     modules = (
         "replaygen.learn.fitting",
+        "replaygen.learn.ahead",
+        "replaygen.learn.optimise",
+        "replaygen.learn.precision",
         "replaygen.learn.partial",
         "replaygen.learn.losses",
         "replaygen.learn.batches",

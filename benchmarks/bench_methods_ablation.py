@@ -4,7 +4,7 @@ On real photographs and on digit scenes: ours without one part at a time, and pu
 buffers ("mib + web", "sdr + web", ...), which no paper's code can do. Tasks share `bench-methods`' store, so step 0,
 photos, labels and the rows that both have are trained once.
 
-    python benchmarks/bench_methods_ablation.py [--scenarios real_photos,digits] [--seeds 0,1,2] [--quick]
+    python benchmarks/bench_methods_ablation.py [--scenarios real_photos,digits] [--seeds 0,1] [--only mib+far]
 """
 
 from __future__ import annotations
@@ -16,16 +16,25 @@ from typing import Any
 from bench_methods import COLUMNS, NEEDS, RECIPES, WORKERS, _changes, _listed, _numbers, _path, _store
 from common import QUICK, need_data, write
 
-OWN = {
-    "replaygen": {},
-    "without_ahead": {"ahead": False},
-    "without_distillation": {"distil": 0.0},
-    "without_inpainting": {"inpaint": False},
-    "without_replay": {"replay": None, "ahead": False},
-    "without_balanced_rows": {"init": "random"},
-    "with_merged_labels": {"merged": True},
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "real_photos": {
+        "replaygen": {},
+        "near_views": {"replay": "web"},
+        "without_inpainting": {"inpaint": False},
+        "merged_labels": {"merged": True},
+        "distil_1": {"distil": 1.0},
+        "mix_0.5": {"mix": 0.5},
+    },
+    "digits": {
+        "replaygen": {},
+        "without_ahead": {"ahead": False},
+        "without_distillation": {"distil": 0.0},
+        "without_inpainting": {"inpaint": False},
+        "random_rows": {"init": "random"},
+        "merged_labels": {"merged": True},
+    },
 }
-"""Ours, a part at a time."""
+"""Ours, and what changes when one part is taken away or put in."""
 FIELD_WITH_REPLAY = ("finetune", "frozen", "lwf", "ilt", "mib", "sdr", "plop", "ewf")
 
 
@@ -50,13 +59,16 @@ def recipe_of(scenario: str, seeds: int) -> Any:
     recipe = Recipe.load(_path(RECIPES[scenario]), _changes())
     field = recipe.table.field_rows()
     ours = field["replaygen"].model_dump()
-    rows = [MethodTable.model_validate({**ours, **changes, "name": name}) for name, changes in OWN.items()]
-    source = field["recall"].replay
-    ratio = (field["recall"].model_extra or {}).get("r_old", 1.0)
+    rows = [MethodTable.model_validate({**ours, **changes, "name": name}) for name, changes in OWN[scenario].items()]
+    only = _listed("--only", [])
+    source = ours["replay"]
+    ratio = ours.get("r_old", 1.0)
     for name in FIELD_WITH_REPLAY:
         row = field.get(name, MethodTable(name=name, trainer=name)).model_dump()
         told = {**row, "name": f"{name}+{source}", "replay": source, "r_old": ratio}
         rows.append(MethodTable.model_validate(told))
+    if only:
+        rows = [row for row in rows if row.name in only]
     train = recipe.table.train.model_copy(update={"seeds": tuple(range(seeds))})
     return replace(recipe, table=recipe.table.model_copy(update={"method": tuple(rows), "train": train}), partial=True)
 

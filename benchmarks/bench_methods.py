@@ -74,15 +74,16 @@ def table(recipe: str, seeds: int) -> dict[str, Any]:
     """method -> column -> list over seeds; empty where nothing was run."""
     from replaygen.cli.bench import FIELD, field_recipe
     from replaygen.cli.bench import figures as figures_of
+    from replaygen.errors import ReplaygenError
     from replaygen.plan import Recipe
     from replaygen.runs.results import read_result
     from replaygen.store import Store
 
     store = Store(_store())
-    field, _ = field_recipe(Recipe.load(_path(recipe), _changes()), store, FIELD, range(seeds))
     try:
+        field, _ = field_recipe(Recipe.load(_path(recipe), _changes()), store, FIELD, range(seeds))
         told = figures_of(read_result(field.plan(store)))
-    except OSError:
+    except (OSError, ReplaygenError):  # the data of this scenario are not there
         return {}
     return {
         method: {column: _numbers(getattr(one, column), 1 if column == "seconds" else 2) for column in COLUMNS}

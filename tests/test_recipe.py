@@ -40,6 +40,8 @@ def test_every_misspelt_key_is_refused_with_the_right_suggestion(workspace: Work
             start = found.end("key") - len(word)
             if found.re is TABLE and found["key"].startswith("replay."):
                 continue  # a free name
+            if found["key"] in ("animal", "indoor", "vehicle") or found["key"].startswith("coarse."):
+                continue  # names of coarse classes are free too
             for wrong in _mutations(word, random_):
                 changed = text[:start] + wrong + text[start + len(word) :]
                 path = workspace.root / "pipelines" / "wrong.toml"

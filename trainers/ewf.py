@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from replaygen.errors import ModelError
 from replaygen.learn import (
     Batch,
     Checkpoint,
@@ -48,6 +49,8 @@ class Options:
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
     """Train as MiB, then fuse with the previous network."""
     options: Options = job.options or Options()
+    if not 0 <= options.alpha <= 1:
+        raise ModelError(f"alpha = {options.alpha} is no share", hint="between 0 and 1; 0 stands for sqrt(N / C)")
     net, teacher = job.network(previous, options.init), job.teacher(previous)
 
     def loss(said: Prediction, batch: Batch) -> Tensor:

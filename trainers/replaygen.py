@@ -1,11 +1,12 @@
-"""replaygen: replay of old and new classes, one merged cross-entropy, and the old model's soft answers.
+"""replaygen: RECALL's replay and inpainted labels, and what else helps on the data at hand.
 
-    L = merged CE(z, y; S) + distil UNKD(z, z') + feature MSE(F, F')
+    L = CE(z, y) + distil UNKD(z, z') on pixels that are not labelled with a new class + feature MSE(F, F')
 
-Three things meet. Replay: photos or generated images of the old classes, and with `ahead` in the recipe's row also of
-the classes being learnt, labelled by this step's helper, so that "looks like a replay photo" says nothing of the class.
-Inpainted current labels (RECALL). And the previous model's soft labels on all of it, read with the background's meaning
-of the time (MiB's UNKD). Which of them brings what is in `benchmarks/results/methods-ablation.json`.
+By itself it is RECALL with rows of new classes that start balanced; the rest is a choice of the recipe's row and its
+replay source. `zoom` of the source: photos are trained on from farther away too, since they show their object larger
+than real images do. `ahead` of the row: photos of the classes being learnt as well, labelled by this step's helper.
+Soft labels of the previous model, features near the old ones, rectangles exchanged between current and replay samples
+(CutMix), merged labels. Which of them is on where, and what each brings: docs/trainers.md and the methods' benchmarks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from replaygen.errors import ModelError
 from replaygen.learn import (
     Batch,
     Checkpoint,
@@ -23,6 +25,7 @@ from replaygen.learn import (
     Samples,
     StepJob,
     cross_entropy,
+    derive,
     feature_distillation,
     ilt_pixels,
     merged_cross_entropy,
@@ -56,6 +59,11 @@ class Options:
 def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint | None, job: StepJob) -> Checkpoint:
     """Train the previous network on current and replay samples, on labels and on its old answers."""
     options: Options = job.options or Options()
+    if options.mix and options.merged:
+        raise ModelError(
+            "mix and merged do not go together: a rectangle of another picture has other visible classes",
+            hint="set mix = 0 or merged = false",
+        )
     net, teacher = job.network(previous, options.init), job.teacher(previous)
 
     def loss(said: Prediction, batch: Batch) -> Tensor:
@@ -75,4 +83,4 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
         return total
 
     batches = job.batches(current, buffer, options.r_new, options.r_old)
-    return job.finish(net, job.train(net, CutMixed(batches, options.mix, job.seed), loss))
+    return job.finish(net, job.train(net, CutMixed(batches, options.mix, derive(job.seed, "mix", k)), loss))

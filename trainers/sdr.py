@@ -7,8 +7,8 @@
     L_at  mean over classes of the mean of ||f_i - p^_c||        L_re  (1/|y|) sum over j != k of 1 / ||p^_j - p^_k||
     L_sp  mean over i of sum_j exp(f_ij) / sum_j f_ij, features divided by their class's largest entry
 
-Features are assigned by y* = y where y is a new class, else argmax of the previous model. Prototypes travel from step
-to step with the checkpoint. Michieli & Zanuttigh, CVPR 2021.
+Features are assigned by y* = y where a class is labelled, else argmax of the previous model. Prototypes travel from
+step to step with the checkpoint. Michieli & Zanuttigh, CVPR 2021.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
         if teacher is not None:
             before = teacher(batch)
             total = total + options.distil * unbiased_distillation(said.logits, before.logits)
-            labels = completed_labels(labels, before.logits, tuple(batch_new(batch, job.new)))
-        features = said.features
+            labels = completed_labels(labels, before.logits, range(1, job.channels))
+        features = said.features.relu()
         small = nearest_labels(labels, (features.shape[-2], features.shape[-1]))
         if job.old:
             total = total + options.matching * prototype_matching(features, small, prototypes, job.old)
@@ -84,9 +84,3 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
 
     state = prototypes.tensors()
     return job.finish(net, job.train(net, batches, loss, state), state)
-
-
-def batch_new(batch: Batch, new: tuple[int, ...]) -> list[int]:
-    """Labels that are taken as they are: the new classes, and what replay in the batch was made for."""
-    replayed = batch.visible[batch.replay].any(0).nonzero().flatten().tolist()
-    return sorted({*new, *replayed})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,9 @@ def main() -> None:
 def methods(
     recipe: RecipeName,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="how many seeds, from 0")] = 3,
-    only: Annotated[str | None, typer.Option("--only", metavar="A,B", help="these methods alone")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="A,B", help="these methods, or rows of the recipe, alone")
+    ] = None,
     changes: Set = None,
     cache_root: Cache = None,
     workers: Workers = None,
@@ -53,7 +56,7 @@ def methods(
 
     with resumable():
         found, store = open_recipe(recipe, changes, cache_root, how(workers, scheduler))
-        names = chosen(only, str(found.path))
+        names = chosen(only, str(found.path), [row.name for row in found.table.method])
         field, left_out = field_recipe(found, store, names, range(seeds))
         for note in left_out:
             print(note, file=sys.stderr)
@@ -61,11 +64,11 @@ def methods(
         print(json.dumps(as_figures(done), ensure_ascii=False) if as_json else "\n" + "\n".join(lines(done)))
 
 
-def chosen(only: str | None, where: str) -> tuple[str, ...]:
-    """The methods asked for, in the table's order.
+def chosen(only: str | None, where: str, rows: Sequence[str] = ()) -> tuple[str, ...]:
+    """The methods asked for, in the table's order; then rows of the recipe that were asked for, one's own method say.
 
     Raises:
-        RecipeError: no such method.
+        RecipeError: no such method or row.
     """
     from replaygen.classes import nearest_hint
     from replaygen.errors import RecipeError
@@ -74,13 +77,14 @@ def chosen(only: str | None, where: str) -> tuple[str, ...]:
         return FIELD
     names = [name.strip() for name in only.split(",") if name.strip()]
     for name in names:
-        if name not in FIELD:
+        if name not in FIELD and name not in rows:
             raise RecipeError(
-                f"--only names no method of the field: {name!r}", where=where, hint=nearest_hint(name, FIELD)
-            )
+                f"--only names no method of the field and no row of the recipe: {name!r}", where=where,
+                hint=nearest_hint(name, [*FIELD, *rows]),
+            )  # fmt: skip
     if not names:
         raise RecipeError("--only names no method", where=where, hint=f"some of {', '.join(FIELD)}")
-    return tuple(name for name in FIELD if name in names)
+    return tuple(name for name in dict.fromkeys((*FIELD, *rows)) if name in names)
 
 
 def field_recipe(recipe: Recipe, store: Store, names: tuple[str, ...], seeds: range) -> tuple[Recipe, list[str]]:
@@ -90,7 +94,15 @@ def field_recipe(recipe: Recipe, store: Store, names: tuple[str, ...], seeds: ra
     trainer. Where there is none of them it gets its trainer's defaults; those in REPLAYED the recipe's first replay
     source too, and joint training the settings of `[train.base]` for as many iterations as a chain of steps has.
     """
+    from replaygen.classes import nearest_hint
+    from replaygen.errors import RecipeError
+
     table, rows, left_out = recipe.table, [], []
+    for name in table.methods:
+        if name not in FIELD:
+            raise RecipeError(
+                f"[methods.{name}] is no method of the field", where=str(recipe.path), hint=nearest_hint(name, FIELD)
+            )
     for name in names:
         own = table.field_rows().get(name) or _own_row(table.method, name)
         if own is None and name in REPLAYED and not table.replay and _needs_replay(recipe, name):

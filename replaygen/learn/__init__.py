@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from replaygen.learn.batches import MixedBatches as MixedBatches
+    from replaygen.learn.batches import derive as derive
     from replaygen.learn.buffer import ReplayBuffer as ReplayBuffer
     from replaygen.learn.buffer import ReplayShard as ReplayShard
     from replaygen.learn.buffer import replay_items as replay_items
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from replaygen.learn.views import apply_view_to_mask as apply_view_to_mask
 
 _HOME = {
-    "batches": ("MixedBatches",),
+    "batches": ("MixedBatches", "derive"),
     "buffer": ("ReplayBuffer", "ReplayShard", "replay_items"),
     "checkpoint": ("Checkpoint", "load_network", "save_checkpoint"),
     "features": ("FeatureFile", "encode_views", "features_from_bytes", "features_to_bytes"),
@@ -153,6 +154,7 @@ __all__ = [
     "confusion_rate",
     "cross_entropy",
     "decoder_distillation",
+    "derive",
     "encode_views",
     "entropy_thresholds",
     "feature_distillation",

@@ -16,6 +16,7 @@ from replaygen.learn.fitting import Batches, FitResult, Log, Loss, fit, pick_dev
 from replaygen.learn.heads import Init
 from replaygen.learn.losses import class_weights
 from replaygen.learn.networks import SegNet, build_network
+from replaygen.learn.precision import Precision
 from replaygen.learn.prototypes import Prototypes
 from replaygen.learn.samples import Batch, Samples, collate
 from replaygen.learn.specs import FitOptions, NetworkSpec
@@ -102,7 +103,8 @@ class StepJob:
             return None
         known = self.names[: 1 + len(self.old)]
         net = load_network(previous.tensors, previous.info, self.spec, names=known, step=self.k - 1)
-        return Teacher(net.at_step(self.k), pick_device(self.device))
+        device = pick_device(self.device)
+        return Teacher(net.at_step(self.k), device, Precision.of(self.fit, device))
 
     def prototypes(self, net: SegNet, batches: MixedBatches, previous: Checkpoint | None) -> Prototypes:
         """Running means of the features of all seen classes, as the previous step left them; see `Prototypes`."""

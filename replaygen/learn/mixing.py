@@ -9,7 +9,7 @@ from torch import Tensor
 
 from replaygen.errors import DataError
 from replaygen.learn.batches import MixedBatches, derive
-from replaygen.learn.samples import Batch
+from replaygen.learn.samples import Batch, Samples
 
 IMAGE_GRID = 8
 """Cells a side in which images are cut; cached features are cut in the cells of their coarsest map."""
@@ -59,6 +59,10 @@ class CutMixed:
             images=None if batch.images is None else _pasted(batch.images, pasted, grid),
             features=None if batch.features is None else tuple(_pasted(f, pasted, grid) for f in batch.features),
         )  # fmt: skip
+
+    def drawn(self, t: int) -> list[tuple[Samples, int, int]]:
+        """(samples, index, view) of every member of batch t; nothing is loaded."""
+        return self.batches.drawn(t)
 
     @property
     def epoch(self) -> int:

@@ -9,24 +9,28 @@ from torch import Tensor
 
 from replaygen.errors import ModelError
 from replaygen.learn.networks import Prediction, SegNet
+from replaygen.learn.precision import Precision
 from replaygen.learn.samples import Batch
 
 
 class Teacher:
-    """M_{k-1}, in evaluation mode and without gradient, on the device of the fit."""
+    """M_{k-1}, in evaluation mode and without gradient, on the device of the fit and in its precision."""
 
-    def __init__(self, net: SegNet, device: torch.device) -> None:
+    def __init__(self, net: SegNet, device: torch.device, precision: Precision | None = None) -> None:
+        if device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = net.to(device).eval().requires_grad_(False)
-        self.device = device
+        self.precision = precision or Precision(device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Prediction:
         """What it says of a batch, at the size of the batch's masks: logits float32 [B, V, M, M] and its maps."""
-        features = batch.features
-        if features is None:
-            assert batch.images is not None
-            features = self.net.encode(batch.images)
-        return self.net.predicted(features, (batch.masks.shape[1], batch.masks.shape[2]))
+        with self.precision.autocast():
+            features = batch.features
+            if features is None:
+                assert batch.images is not None
+                features = self.net.encode(batch.images)
+            return self.net.predicted(features, (batch.masks.shape[1], batch.masks.shape[2]))
 
 
 def fused(net: SegNet, before: Mapping[str, Tensor], alpha: float) -> SegNet:

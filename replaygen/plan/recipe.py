@@ -151,6 +151,8 @@ class ReplayTable(Table):
             raise ValueError(f"source 'exemplar' has the data set's own labels, so it takes no `{odd[0]}`")
         if self.labeler == "teacher" and (self.looks > 1 or self.flip):
             raise ValueError("a teacher looks once: leave `looks` and `flip` out")
+        if self.zoom > 1 and self.source == "exemplar":
+            raise ValueError("source 'exemplar' takes no `zoom`: real images are as far as they are")
         if self.complete and self.source != "exemplar":
             raise ValueError(f"source {self.source!r} takes no `complete`; it is about the labels of exemplars")
         if self.label == "seen" and self.labeler != "model":

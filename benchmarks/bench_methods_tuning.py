@@ -1,9 +1,9 @@
 """The trials behind the settings of the methods' table: `make bench-methods-tuning`.
 
 On held-out training images (a quarter; camvid a fifth); the validation images choose nothing. On photos each published
-method without replay got two trials, its paper's weights at the recipe's learning rate and at a sixth of it; RECALL kept
-the settings that it has in voc-animals-web, and ours got all that are listed: more than the
-others. On digits and camvid the published methods took the recipe's rates and their papers' weights untried.
+method without replay got two trials, its paper's weights at the recipe's learning rate and at a sixth of it; RECALL
+kept the settings that it has in voc-animals-web, and ours got all that are listed, more than the others. On digits and
+camvid the published methods took the recipe's rates and their papers' weights untried.
 
     python benchmarks/bench_methods_tuning.py [--scenarios digits] [--seeds 0,1] [--only mib,replaygen] [--quick]
 """

@@ -228,8 +228,9 @@ def methods() -> list[str]:
     told, lines = load("methods"), []
     if told is not None:
         lines += [
-            "**Every method on the same data** (`make bench-methods`; trials on held-out training images, more of them for "
-            "ours, are in `methods-tuning.json`; on photos ours is RECALL trained on farther views of the same photos):",
+            "**Every method on the same data** (`make bench-methods`; trials on held-out training images, more of them "
+            "for ours, are in `methods-tuning.json`; on photos ours is RECALL trained on farther views of the same "
+            "photos):",
             "",
         ]
         for scenario, title in SCENARIOS.items():

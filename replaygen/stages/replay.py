@@ -17,7 +17,7 @@ class ReplayParams:
     class_name: str
     channel: int
     wanted: int
-    zoom: float
+    zoom: float = 1.0
 
 
 class ReplayStage(Stage[ReplayParams]):

@@ -40,15 +40,20 @@ WORKERS = 2
 
 def main() -> None:
     """Run what is asked for, seed by seed, and write the table after each."""
-    scenarios = _listed("--scenarios", list(RECIPES))
-    seeds = [int(seed) for seed in _listed("--seeds", ["0"] if QUICK else ["0", "1", "2"])]
-    for scenario in scenarios:
-        if NEEDS[scenario]:
-            need_data(*NEEDS[scenario])
+    scenarios, seeds = asked(list(RECIPES))
     for seed in seeds:
         for scenario in scenarios:
             run(scenario, seed)
             write("methods", figures(RECIPES, max(seeds) + 1))
+
+
+def asked(scenarios: list[str]) -> tuple[list[str], list[int]]:
+    """Scenarios and seeds of the command line; it ends with a word where their data are not there."""
+    chosen = _listed("--scenarios", scenarios)
+    for scenario in chosen:
+        if NEEDS[scenario]:
+            need_data(*NEEDS[scenario])
+    return chosen, [int(seed) for seed in _listed("--seeds", ["0"] if QUICK else ["0", "1", "2"])]
 
 
 def run(scenario: str, seed: int) -> None:

@@ -13,8 +13,8 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from bench_methods import COLUMNS, NEEDS, RECIPES, WORKERS, _changes, _listed, _numbers, _path, _store
-from common import QUICK, need_data, write
+from bench_methods import COLUMNS, RECIPES, WORKERS, _changes, _listed, _numbers, _path, _store, asked
+from common import write
 
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "real_photos": {
@@ -40,11 +40,7 @@ FIELD_WITH_REPLAY = ("finetune", "frozen", "lwf", "ilt", "mib", "sdr", "plop", "
 
 def main() -> None:
     """Run the rows of each scenario, seed by seed, and write what stands."""
-    scenarios = _listed("--scenarios", ["real_photos", "digits"])
-    seeds = [int(seed) for seed in _listed("--seeds", ["0"] if QUICK else ["0", "1", "2"])]
-    for scenario in scenarios:
-        if NEEDS[scenario]:
-            need_data(*NEEDS[scenario])
+    scenarios, seeds = asked(list(OWN))
     for seed in seeds:
         for scenario in scenarios:
             run(scenario, seed + 1)

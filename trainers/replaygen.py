@@ -83,4 +83,5 @@ def step(k: int, current: Samples, buffer: Samples | None, previous: Checkpoint 
         return total
 
     batches = job.batches(current, buffer, options.r_new, options.r_old)
-    return job.finish(net, job.train(net, CutMixed(batches, options.mix, derive(job.seed, "mix", k)), loss))
+    mixed = CutMixed(batches, options.mix, derive(job.seed, "mix", k)) if options.mix else batches
+    return job.finish(net, job.train(net, mixed, loss))

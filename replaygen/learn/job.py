@@ -74,10 +74,7 @@ class StepJob:
             if self.k > 0:
                 raise ModelError(f"step {self.k} needs the model of step {self.k - 1}")
             return self.fresh_network()
-        known = self.names[: 1 + len(self.old)]
-        net = load_network(previous.tensors, previous.info, self.spec, names=known, step=self.k - 1)
-        net.at_step(self.k)
-        return net.grow(self.channels, init, seed=derive(self.seed, "grow", self.k))
+        return self._opened(previous).grow(self.channels, init, seed=derive(self.seed, "grow", self.k))
 
     def fresh_network(self) -> SegNet:
         """A new network for all seen classes."""
@@ -101,10 +98,14 @@ class StepJob:
         """The previous step's model, still, as this step sees it; None at step 0."""
         if previous is None:
             return None
+        device = pick_device(self.device)
+        return Teacher(self._opened(previous), device, Precision.of(self.fit, device))
+
+    def _opened(self, previous: Checkpoint) -> SegNet:
+        """The previous step's network, checked, with what is frozen at this step."""
         known = self.names[: 1 + len(self.old)]
         net = load_network(previous.tensors, previous.info, self.spec, names=known, step=self.k - 1)
-        device = pick_device(self.device)
-        return Teacher(net.at_step(self.k), device, Precision.of(self.fit, device))
+        return net.at_step(self.k)
 
     def prototypes(self, net: SegNet, batches: MixedBatches, previous: Checkpoint | None) -> Prototypes:
         """Running means of the features of all seen classes, as the previous step left them; see `Prototypes`."""

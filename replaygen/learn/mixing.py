@@ -42,8 +42,7 @@ class CutMixed:
     def __getitem__(self, t: int) -> Batch:
         batch = self.batches[t]
         dice = torch.Generator().manual_seed(derive(self.seed, "cutmix", t))
-        sides = [batch.images.shape[-1]] if batch.images is not None else [f.shape[-1] for f in batch.features or ()]
-        grid = IMAGE_GRID if batch.images is not None else min(sides)
+        grid = IMAGE_GRID if batch.features is None else min(taps.shape[-1] for taps in batch.features)
         pasted = [
             (row, partner, box)
             for row, partner in enumerate(partners(batch.replay, dice))
@@ -92,9 +91,10 @@ class CutMixed:
 def partners(replay: Tensor, dice: torch.Generator) -> list[int]:
     """For each sample another one to receive from: one of the other kind where the batch has both."""
     rows = torch.arange(len(replay))
+    both = bool((replay != replay[0]).any())
     made = []
-    for row in range(len(replay)):
-        others = rows[replay != replay[row]] if bool(replay.any()) and not bool(replay.all()) else rows
+    for kind in replay:
+        others = rows[replay != kind] if both else rows
         made.append(int(others[int(torch.randint(len(others), (1,), generator=dice))]))
     return made
 

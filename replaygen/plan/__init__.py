@@ -15,7 +15,7 @@ from replaygen.plan.build import Built, Opened, build
 from replaygen.plan.estimate import Estimate, estimate
 from replaygen.plan.open import open_all
 from replaygen.plan.recipe import RecipeTable, parse_recipe
-from replaygen.plan.rows import resolve_rows
+from replaygen.plan.rows import check_field_rows, resolve_rows
 from replaygen.plan.status import Status, statuses
 from replaygen.plan.workspace import find_recipe, workspace_of
 from replaygen.stages.base import Task
@@ -46,6 +46,7 @@ class Recipe:
         found = find_recipe(str(path))
         recipe = cls(parse_recipe(found, changes), found, workspace_of(found))
         resolve_rows(recipe.table, workspace=recipe.workspace, where=str(found))
+        check_field_rows(recipe.table, workspace=recipe.workspace, where=str(found))
         return recipe
 
     partial: bool = False

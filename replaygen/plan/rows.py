@@ -58,9 +58,17 @@ def resolve_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> Rows:
     base_fit = _fit(recipe.train.fit, recipe.train.base, "[train.base]", where)
     base = Row("base", base_method, base_fit, dict(base_method.options), None, None)
     helper = _fit(recipe.train.fit, recipe.train.helper, "[train.helper]", where)
-    for row in recipe.field_rows().values():  # `bench methods` reads them later; what is wrong is told now
-        _row(recipe, row, workspace, where)
     return Rows(tuple(_row(recipe, row, workspace, where) for row in recipe.method), base, helper)
+
+
+def check_field_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> None:
+    """Refuse what is wrong in `[methods.NAME]` when the recipe is read, long before `bench methods` asks for it.
+
+    Raises:
+        RecipeError: as `resolve_rows`.
+    """
+    for row in recipe.field_rows().values():
+        _row(recipe, row, workspace, where)
 
 
 def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -> Row:

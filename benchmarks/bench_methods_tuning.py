@@ -23,6 +23,7 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "real_photos": {
         **{name: {"published": {}, "slow": {"lr": SLOW}} for name in PEERS},
         "recall": {"published": {"replay": "web", "r_old": 3.0}},
+        "recall_plus": {"published": {"replay": "plus", "r_old": 3.0}},
         "replaygen": {
             "photos labelled by helpers": {**PLAIN, "replay": "helper"},
             "mix 0.5": {**PLAIN, "replay": "web", "mix": 0.5},
@@ -32,6 +33,13 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             "zoom 2": {**PLAIN, "replay": "far"},
             "zoom 3": {**PLAIN, "replay": "farther"},
             "zoom 2.5, ahead": {**PLAIN, "replay": "far_helper", "ahead": True},
+            "zoom 2, chosen": {**PLAIN, "replay": "far_plus"},
+            "zoom 2, chosen, knowledge": {**PLAIN, "replay": "far_plus", "knowledge": True},
+            "zoom 2, knowledge": {**PLAIN, "replay": "far", "knowledge": True},
+            "zoom 2, chosen, r_old 5": {**PLAIN, "replay": "far_plus", "r_old": 5.0},
+            "zoom 2, chosen, distil 0.3": {**PLAIN, "replay": "far_plus", "distil": 0.3},
+            "zoom 2, chosen of more": {**PLAIN, "replay": "far_plus_300"},
+            "zoom 2, chosen, ahead": {**PLAIN, "replay": "far_plus", "ahead": True},
         },
     },
     "digits": {
@@ -57,7 +65,9 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 HOLDOUT = {"real_photos": 4, "digits": 4, "camvid": 5}
 MORE = {
     "real_photos": {"helper": ("web", {"labeler": "helper"}), "far": ("web", {"zoom": 2.0}),
-                    "farther": ("web", {"zoom": 3.0}), "far_helper": ("web", {"zoom": 2.5, "labeler": "helper"})},
+                    "farther": ("web", {"zoom": 3.0}), "far_helper": ("web", {"zoom": 2.5, "labeler": "helper"}),
+                    "far_plus": ("plus", {"zoom": 2.0}),
+                    "far_plus_300": ("plus", {"zoom": 2.0, "count": 300})},
     "digits": {"helper": ("photos", {"labeler": "helper"})},
     "camvid": {},
 }  # fmt: skip

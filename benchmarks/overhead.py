@@ -75,7 +75,7 @@ def inline(recipe: str, changes: Mapping[str, Any], store: str) -> dict[str, Any
 def on_dask(recipe: str, changes: Mapping[str, Any], store: str, workers: int) -> dict[str, Any]:
     """A cold run on Dask workers, and the same graph of sleeping tasks through a bare client on fresh workers."""
     from replaygen.runs import run
-    from replaygen.runs.executors import local_client
+    from replaygen.runs.clusters import local_client
 
     plan, watch = _plan(recipe, changes, store), Watch()
     inputs = {key: [source for _, source in task.inputs] for key, task in plan.tasks.items()}

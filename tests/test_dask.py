@@ -10,7 +10,7 @@ from conftest import TRAINING, Workspace
 from replaygen.errors import ReplaygenError, TaskError
 from replaygen.plan import Plan, Recipe
 from replaygen.runs import run
-from replaygen.runs.executors import local_client
+from replaygen.runs.clusters import local_client
 from replaygen.store import Store
 
 
@@ -48,7 +48,7 @@ def test_a_task_that_kills_its_worker_is_named(workspace: Workspace, repository:
 
 def test_a_cluster_that_is_not_there_is_an_error(workspace: Workspace) -> None:
     """An address where nothing answers ends in an error that names it."""
-    recipe = Recipe.load(workspace.recipe(TRAINING), {"run.scheduler": "tcp://127.0.0.1:9"})
+    recipe = Recipe.load(workspace.recipe(TRAINING), {"run.cluster": "tcp://127.0.0.1:9"})
     with pytest.raises(ReplaygenError, match=r"127\.0\.0\.1:9"):
         run(recipe.plan(recipe.store()))
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from replaygen.cli.app import app
 from replaygen.errors import DataError, ModelError, RecipeError
-from replaygen.generators.draws import Draw, fault, image_id, padded, seeds_of, to_uint8, truncated_normals
+from replaygen.generators.draws import Draw, fault, image_id, seeds_of, to_uint8, truncated_normals
 from replaygen.plan import Plan, Recipe
+from replaygen.portions import Portions, memory_of
 from replaygen.runs import Run, run
 from replaygen.runs.execute import parameters
 from replaygen.stages import Inputs
@@ -232,7 +233,7 @@ def test_seeds_ids_and_batches() -> None:
     values = truncated_normals(7, 20_000)
     assert abs(values).max() <= 2
     assert abs(float(values.std()) - 0.8796) < 0.02  # of a standard normal cut at 2
-    parts = list(padded([Draw(i) for i in range(5)], 4))
+    parts = list(Portions(4, memory_of("cpu")).over([Draw(i) for i in range(5)], list))
     assert [len(part) for part, _ in parts] == [4, 4]
     assert [count for _, count in parts] == [4, 1]
     image = np.full((4, 4, 3), 0.5, np.float32)

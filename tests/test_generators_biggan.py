@@ -27,6 +27,7 @@ from replaygen.generators.biggan import class_count, class_names, open_biggan, t
 from replaygen.generators.draws import Draw, truncated_normals
 from replaygen.generators.folder import PUBLISHED, _next, fetch, weights_folder, weights_identity
 from replaygen.generators.specs import BigGanSpec
+from replaygen.portions import Portions, memory_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -137,7 +138,7 @@ def test_many_at_once_are_the_same_images(model: Any, folder: Path) -> None:
     """The batched pass that a GPU runs gives the images that one row at a time gives."""
     generator = open_biggan(folder, BigGanSpec(batch=3), "cpu")
     single = generator.draw(DRAWS)
-    generator._rows = 3
+    generator._portions = Portions(3, memory_of("cpu"))
     np.testing.assert_allclose(generator.draw(DRAWS), single, rtol=0, atol=1e-5)
 
 

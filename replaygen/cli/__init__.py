@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from replaygen.errors import ReplaygenError
 
 
 def main() -> None:
@@ -11,21 +15,24 @@ def main() -> None:
 
     try:
         from replaygen.cli.app import app
+        from replaygen.logs import start
 
+        start()
         app()
     except ReplaygenError as error:
         _tell(error)
         sys.exit(1)
 
 
-def _tell(error: Exception) -> None:
-    from replaygen.errors import ReplaygenError
+def _tell(error: ReplaygenError) -> None:
+    from replaygen.logs import in_json, say
 
-    assert isinstance(error, ReplaygenError)
+    told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
     if "--json" in sys.argv:
         import json
 
-        told = {"error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}}
-        print(json.dumps(told, ensure_ascii=False))
-    else:
-        print(f"error: {error}", file=sys.stderr)
+        print(json.dumps({"error": told}, ensure_ascii=False))
+    if in_json():
+        say(error.what, grave=True, **told)
+    elif "--json" not in sys.argv:
+        say(f"error: {error}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import bench, cache, crawl, generator, places, showing
-from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
+from replaygen.cli import bench, cache, cluster, crawl, generator, places, runs, schedule, showing
+from replaygen.cli.options import Cache, Cluster, Json, RecipeName, Set, Workers, asked, open_recipe
 from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
@@ -30,17 +30,33 @@ app.add_typer(places.recipes, name="recipes")
 app.add_typer(generator.app, name="generator")
 app.add_typer(crawl.app, name="crawl")
 app.add_typer(bench.app, name="bench")
+app.add_typer(schedule.app, name="schedule")
+app.add_typer(runs.app, name="runs")
+app.add_typer(cluster.app, name="cluster")
 app.command()(places.init)
 app.command()(places.doctor)
 
 
-def how(workers: int | None, scheduler: str | None) -> dict[str, Any]:
-    """`--workers` and `--scheduler` as changes of a recipe."""
+@app.callback()
+def main(
+    log: Annotated[
+        str | None, typer.Option("--log", metavar="FORM", help="text, or json: one object a line on standard error")
+    ] = None,
+) -> None:
+    """Replay data for class-incremental semantic segmentation: make it, label it, train on it."""
+    if log is not None:
+        from replaygen.logs import start
+
+        start(log)
+
+
+def how(workers: int | None, cluster: str | None) -> dict[str, Any]:
+    """`--workers` and `--cluster` as changes of a recipe."""
     changes: dict[str, Any] = {}
     if workers is not None:
         changes["run.workers"] = workers
-    if scheduler is not None:
-        changes["run.scheduler"] = scheduler
+    if cluster is not None:
+        changes["run.cluster"] = cluster
     return changes
 
 
@@ -53,7 +69,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a run would do, and why; nothing runs."""
-    found, store = open_recipe(recipe, changes, cache_root)
+    found, store = open_recipe(recipe, changes, cache_root, reads=True)
     planned = found.plan(store)
     if as_json:
         print(json.dumps(planned.as_json(), ensure_ascii=False))
@@ -71,7 +87,7 @@ def run(
     changes: Set = None,
     cache_root: Cache = None,
     workers: Workers = None,
-    scheduler: Scheduler = None,
+    cluster: Cluster = None,
     tensorboard: Annotated[Path | None, typer.Option(help="a folder for TensorBoard: curves, predictions")] = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="where to write the page")] = None,
     as_json: Json = False,
@@ -79,7 +95,7 @@ def run(
     """Run a recipe: make what is missing, rebuild what is damaged, then print the table and write the page."""
     board = {"run.tensorboard": str(tensorboard.resolve())} if tensorboard is not None else {}
     with resumable():
-        found, store = open_recipe(recipe, changes, cache_root, {**how(workers, scheduler), **board})
+        found, store = open_recipe(recipe, changes, cache_root, {**how(workers, cluster), **board})
         _run(found, store, as_json=as_json, report_to=report_to)
 
 
@@ -95,21 +111,26 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train some methods of a recipe, with all that they need."""
+    from replaygen.logs import say
+
     with resumable():
         found, store = open_recipe(recipe, changes, cache_root, how(workers, None))
         done = _run(found.narrowed(methods=method, seeds=seed), store, as_json=as_json, report_to=None)
         if save is not None:
             for folder in done.save_models(save):
-                print(f"saved {folder}", file=sys.stderr)
+                say(f"saved {folder}", folder=str(folder))
 
 
 def _run(recipe: Recipe, store: Store, *, as_json: bool, report_to: Path | None) -> Run:
     from replaygen.plan.estimate import duration
     from replaygen.report.tables import below, comparison_json
     from replaygen.runs import table
+    from replaygen.runs.recorder import recording
 
-    done = executed(recipe, store, as_json=as_json)
-    page = _page(done.plan, done, report_to)
+    with recording(store, asked()) as recorder:
+        done = executed(recipe, store, as_json=as_json)
+        page = _page(done.plan, done, report_to)
+        recorder.reported(page)
     if as_json:
         told = {
             "result": done.result.as_json(), "comparison": comparison_json(recipe.table, done.result),
@@ -126,13 +147,17 @@ def executed(recipe: Recipe, store: Store, *, as_json: bool) -> Run:
     """Plan a recipe, say what is to do, do it and say what was done; with `as_json` nothing is said."""
     from replaygen.learn.coarse import known_groups
     from replaygen.runs import run as execute
-    from replaygen.runs.progress import Quiet, for_stream
+    from replaygen.runs.progress import for_stream
+    from replaygen.runs.recorder import recording
 
-    planned = recipe.plan(store)
-    known_groups(recipe.table.coarse, planned.opened.scenario.names, str(recipe.path))
-    if not as_json:
-        print(planned, flush=True)
-    done = execute(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
+    with recording(store, asked(), shown=for_stream(sys.stderr, quiet=as_json)) as recorder:
+        recorder.recipe(recipe)
+        planned = recipe.plan(store)
+        known_groups(recipe.table.coarse, planned.opened.scenario.names, str(recipe.path))
+        if not as_json:
+            print(planned, flush=True)
+        done = execute(planned, progress=recorder, folder=recorder.folder)
+        recorder.finished(done)
     for line in () if as_json else done.lines():
         print(line)
     return done
@@ -179,7 +204,7 @@ def report(
     from replaygen.report import write_report
     from replaygen.runs import read_result
 
-    found, store = open_recipe(recipe, changes, cache_root)
+    found, store = open_recipe(recipe, changes, cache_root, reads=True)
     planned = found.plan(store)
     if not read_result(planned).steps:
         raise DataError("nothing was evaluated", where=str(store.root), hint=f"run it first: replaygen run {recipe}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli.options import Cache, Json, RecipeName, Scheduler, Set, Workers, open_recipe
+from replaygen.cli.options import Cache, Cluster, Json, RecipeName, Set, Workers, open_recipe
 from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
@@ -48,18 +47,19 @@ def methods(
     changes: Set = None,
     cache_root: Cache = None,
     workers: Workers = None,
-    scheduler: Scheduler = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Train every method of the field on a recipe's data and print the table; rows of the recipe keep their options."""
     from replaygen.cli.app import executed, how
+    from replaygen.logs import say
 
     with resumable():
-        found, store = open_recipe(recipe, changes, cache_root, how(workers, scheduler))
+        found, store = open_recipe(recipe, changes, cache_root, how(workers, cluster))
         names = chosen(only, str(found.path), [row.name for row in found.table.method])
         field, left_out = field_recipe(found, store, names, range(seeds))
         for note in left_out:
-            print(note, file=sys.stderr)
+            say(note)
         done = executed(field, store, as_json=as_json)
         print(json.dumps(as_figures(done), ensure_ascii=False) if as_json else "\n" + "\n".join(lines(done)))
 

@@ -5,34 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from replaygen.cli.options import Json
+from replaygen.cli.options import Cache, Json, RecipeName, Root, Set, open_recipe, open_store
 from replaygen.cli.purge import purge, tombstones
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look into the store, clean it: ls, du, why, verify, gc, purge, tombstones."
+    no_args_is_help=True,
+    help="Look into the store, clean it: ls, du, why, verify, gc, share, bring, purge, tombstones.",
 )
-
-Root = Annotated[Path, typer.Option("--cache", help="the store")]
-
-
-def _open(root: Path, *, readonly: bool = False) -> Any:
-    from replaygen.errors import StoreError
-    from replaygen.store import Store
-
-    if not (root / "format").is_file():
-        raise StoreError("no store here", where=str(root), hint="run a recipe first, or name the store with --cache")
-    return Store(root, readonly=readonly)
 
 
 @app.command()
-def ls(root: Root = Path("cache"), as_json: Json = False) -> None:
+def ls(root: Root = "cache", as_json: Json = False) -> None:
     """Recipes that were run here, and how many of their results stand."""
-    store = _open(root, readonly=True)
+    store = open_store(root, readonly=True)
     rows = []
     for recipe, name, data in store.refs():
         slots = data.get("slots", {})
@@ -46,11 +35,11 @@ def ls(root: Root = Path("cache"), as_json: Json = False) -> None:
 
 
 @app.command()
-def du(root: Root = Path("cache"), as_json: Json = False) -> None:
+def du(root: Root = "cache", as_json: Json = False) -> None:
     """Bytes by stage and by recipe."""
     from replaygen.plan.estimate import size
 
-    report = _open(root, readonly=True).du()
+    report = open_store(root, readonly=True).du()
     if as_json:
         print(json.dumps({**asdict(report), "total": report.total}))
         return
@@ -64,11 +53,11 @@ def du(root: Root = Path("cache"), as_json: Json = False) -> None:
 @app.command()
 def why(
     key: Annotated[str, typer.Argument(help="a key, or its first 6 or more digits")],
-    root: Root = Path("cache"),
+    root: Root = "cache",
     as_json: Json = False,
 ) -> None:
     """A key's ingredients, where its outputs lie, and how it differs from its nearest neighbour."""
-    store = _open(root, readonly=True)
+    store = open_store(root, readonly=True)
     report = store.why(key)
     record = store.get(report.key)
     outputs = [] if record is None else [
@@ -96,9 +85,9 @@ def why(
 
 
 @app.command()
-def verify(root: Root = Path("cache"), as_json: Json = False) -> None:
+def verify(root: Root = "cache", as_json: Json = False) -> None:
     """Hash every object, check every record and ref; what is damaged goes to quarantine. Exit code 1 where any is."""
-    report = _open(root).verify()
+    report = open_store(root, reads=True).verify()
     if as_json:
         print(json.dumps({**asdict(report), "ok": report.ok}))
     else:
@@ -114,20 +103,78 @@ def verify(root: Root = Path("cache"), as_json: Json = False) -> None:
 
 @app.command()
 def gc(
-    root: Root = Path("cache"),
+    root: Root = "cache",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
     as_json: Json = False,
 ) -> None:
     """Delete what no recipe's last run and no live run reaches."""
     from replaygen.plan.estimate import size
 
-    report = _open(root, readonly=dry_run).gc(dry_run=dry_run)
+    report = open_store(root, readonly=dry_run).gc(dry_run=dry_run)
     if as_json:
         print(json.dumps(asdict(report)))
         return
     verb = "would delete" if dry_run else "deleted"
     print(f"{verb} {len(report.records)} records and {len(report.objects)} objects, {size(report.bytes)}; "
           f"kept {report.kept_records} records and {report.kept_objects} objects")  # fmt: skip
+
+
+@app.command()
+def share(
+    root: Root = "cache",
+    group: Annotated[str | None, typer.Option("--group", help="the group that reads and writes it")] = None,
+    everyone: Annotated[bool, typer.Option("--everyone", help="with --group: all others may read it")] = False,
+    private: Annotated[bool, typer.Option("--private", help="only its owner may use it")] = False,
+    as_json: Json = False,
+) -> None:
+    """Who may use the store on this machine; with --group or --private: say who may from now on."""
+    from replaygen.errors import StoreError
+    from replaygen.store import Store
+    from replaygen.store.sharing import keep_private, sharing_of
+    from replaygen.store.sharing import share as share_with
+
+    if "://" in root:
+        raise StoreError("a bucket has no file modes", where=root, hint="its owner says who may use it: see its policy")
+    if (private and (group is not None or everyone)) or (everyone and group is None):
+        raise typer.BadParameter("--private stands alone, and --everyone needs --group")
+    folder = (Store(root) if group is not None or private else open_store(root, readonly=True)).root
+    if group is not None:
+        told = share_with(folder, group, everyone=everyone)
+    else:
+        told = keep_private(folder) if private else sharing_of(folder)
+    if as_json:
+        print(json.dumps(asdict(told)))
+        return
+    who = {
+        "group": f"the group {told.group} reads and writes{', others may read' if told.everyone else ''}",
+        "private": "only its owner may use it",
+        "umask": "by each user's umask",
+    }
+    print(f"{folder}: {who[told.kind]}" + (f"; {told.changed} files and folders changed" if told.changed else ""))
+    if told.left_count:
+        print(f"{told.left_count} belong to other users, who have to give the same command: {', '.join(told.left[:3])}")
+
+
+@app.command()
+def bring(
+    recipe: RecipeName,
+    source: Annotated[str, typer.Option("--from", help="the store to copy from; it is only read")],
+    changes: Set = None,
+    cache_root: Cache = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would come")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy what a recipe needs and somebody else's store has, instead of making it again."""
+    from replaygen.plan.estimate import size
+    from replaygen.store.also import bring as bring_from
+
+    found, store = open_recipe(recipe, changes, cache_root, reads=dry_run)
+    told = bring_from(store, open_store(source, readonly=True), found.plan(store).tasks, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(asdict(told)))
+        return
+    print(f"{'would bring' if dry_run else 'brought'} {told.records} results, {size(told.bytes)}; "
+          f"{told.here} were here, {told.absent} are not to be had")  # fmt: skip
 
 
 app.command()(purge)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli.options import Cache, Json, RecipeName, Set, Workers, open_recipe
+from replaygen.cli.options import Cache, Json, RecipeName, Set, Workers, asked, open_recipe
 from replaygen.cli.stopping import resumable
 
 if TYPE_CHECKING:
@@ -42,20 +42,24 @@ def fetch(
     """Search, fetch and screen the photos of a recipe, without labelling or training; goes on where it stopped."""
     from replaygen.runs import run
     from replaygen.runs.crawl import ask_again, crawl_part
-    from replaygen.runs.progress import Quiet, for_stream
+    from replaygen.runs.progress import for_stream
+    from replaygen.runs.recorder import recording
 
     how = {"run.workers": workers} if workers is not None else {}
     with resumable():
         found, store = open_recipe(recipe, changes, cache_root, how)
-        planned = crawl_part(found.plan(store))
-        if only_failed:
-            again = ask_again(planned)
-            if not as_json:
-                print(f"{again} photos failed before and are asked for again")
+        with recording(store, asked(), shown=for_stream(sys.stderr, quiet=as_json)) as recorder:
+            recorder.recipe(found)
             planned = crawl_part(found.plan(store))
-        if not as_json:
-            print(planned, flush=True)
-        done = run(planned, progress=Quiet() if as_json else for_stream(sys.stderr))
+            if only_failed:
+                again = ask_again(planned)
+                if not as_json:
+                    print(f"{again} photos failed before and are asked for again")
+                planned = crawl_part(found.plan(store))
+            if not as_json:
+                print(planned, flush=True)
+            done = run(planned, progress=recorder, folder=recorder.folder)
+            recorder.finished(done)
     if as_json:
         print(json.dumps({"tally": done.as_json(), "classes": _classes(planned)}, ensure_ascii=False))
         return
@@ -113,6 +117,7 @@ def revalidate(
     from datetime import timedelta
 
     from replaygen.errors import DataError
+    from replaygen.logs import say
     from replaygen.runs.crawl import crawl_part, expire, revalidate
     from replaygen.stages.crawling import downloader_of, flickr_api
 
@@ -121,7 +126,7 @@ def revalidate(
     where = {"crawl": found.table.run.crawl.model_dump(mode="json")}
 
     def told(so_far: Revalidation) -> None:
-        print(f"{so_far.checked} photos looked at, {len(so_far.expired)} went away", file=sys.stderr, flush=True)
+        say(f"{so_far.checked} photos looked at, {len(so_far.expired)} went away", checked=so_far.checked)
 
     result = revalidate(
         planned, api=lambda: flickr_api(where), downloader=lambda opt_out: downloader_of(where, opt_out=opt_out),
@@ -166,7 +171,7 @@ def attribution(
     from replaygen.runs.crawl import crawl_part
     from replaygen.runs.proof import proofs
 
-    found, store = open_recipe(recipe, changes, cache_root)
+    found, store = open_recipe(recipe, changes, cache_root, reads=True)
     planned = found.plan(store)
     crawl_part(planned)
     told = proofs(planned)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Class maps, quality and weights of a recipe's generators.")
 
 
-def _plan(recipe: str, changes: list[str] | None, cache_root: Path | None) -> Plan:
-    found, store = open_recipe(recipe, changes, cache_root)
+def _plan(recipe: str, changes: list[str] | None, cache_root: str | None) -> Plan:
+    found, store = open_recipe(recipe, changes, cache_root, reads=True)
     return found.plan(store)
 
 
@@ -57,12 +57,12 @@ def class_map(recipe: RecipeName, changes: Set = None, cache_root: Cache = None,
 
 def _measured(planned: Plan, source: str) -> list[bytes]:
     """The class maps of a source that a run measures, measured now where they are not in the store."""
-    from replaygen.runs.execute import execute, root_of
+    from replaygen.runs.execute import execute
 
     maps = []
     for slot, key in planned.slots.items():
         if slot.startswith(f"classmap/{source}/"):
-            execute(root_of(planned.store), planned.tasks[key])
+            execute(planned.store.address, planned.tasks[key])
             record = planned.store.get(key)
             assert record is not None
             maps.append(planned.store.read(record.output("classmap.json").digest))

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from replaygen.cli.options import Json
-
-Root = Annotated[Path, typer.Option("--cache", help="the store")]
+from replaygen.cli.options import Json, Root, open_store
 
 if TYPE_CHECKING:
     from replaygen.store import PurgeReport, Store
@@ -32,7 +30,7 @@ def purge(
         str | None, typer.Option("--lift", metavar="PHOTO", help="only remove the tombstone of a photo that is purged")
     ] = None,
     unseen: Annotated[bool, typer.Option("--unseen", help="bury also what nothing in the store holds")] = False,
-    root: Root = Path("cache"),
+    root: Root = "cache",
     as_json: Json = False,
 ) -> None:
     """Remove photos and all that was made from them, and see that they never come back.
@@ -41,10 +39,9 @@ def purge(
 
     Without --photo it finishes a purge that was interrupted.
     """
-    from replaygen.cli.cache import _open
     from replaygen.errors import StoreError
 
-    store = _open(root, readonly=dry_run)
+    store = open_store(root, readonly=dry_run)
     if lift is not None:
         if photo or reason or dry_run or reports:
             raise typer.BadParameter("it stands alone, with --cache and --json only", param_hint="--lift")
@@ -64,12 +61,11 @@ def purge(
         print(line)
 
 
-def tombstones(root: Root = Path("cache"), as_json: Json = False) -> None:
+def tombstones(root: Root = "cache", as_json: Json = False) -> None:
     """The photos that were purged and may never come back: when, and why."""
-    from replaygen.cli.cache import _open
     from replaygen.report.text import plain
 
-    found = _open(root, readonly=True).tombstones()
+    found = open_store(root, readonly=True).tombstones()
     if as_json:
         print(json.dumps({"tombstones": [asdict(one) for one in found.values()]}, ensure_ascii=False))
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +32,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the replay sets of a run: how many samples, from where, how good, what was refused; a sheet with `--out`."""
-    found, store = open_recipe(recipe, changes, cache_root)
+    from replaygen.logs import say
+
+    found, store = open_recipe(recipe, changes, cache_root, reads=True)
     sets = _chosen(found, store, recipe, class_name)
     rows = [
         {"slot": slot, "samples": len(one), "wanted": one.manifest["wanted"], "shortfall": one.manifest["shortfall"]}
@@ -52,7 +53,7 @@ def show(
             print("\n" + "\n".join(_lines(slot, one, MOST_ROWS if limit is None else limit)))
     if out is not None:
         _write(out, sets, judged, limit)
-        print(f"wrote {out}", file=sys.stderr)
+        say(f"wrote {out}", page=str(out))
 
 
 def _chosen(found: Recipe, store: Store, recipe: str, class_name: str | None) -> dict[str, ReplaySet]:

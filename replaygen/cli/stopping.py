@@ -41,11 +41,13 @@ class Stopped(KeyboardInterrupt):
 def resumable() -> Iterator[None]:
     """`stopping`, for a command that goes on when it is run again: it says so and exits, after Ctrl-C with 130, after
     SIGTERM with 143."""
+    from replaygen.logs import say
+
     try:
         with stopping():
             yield
     except KeyboardInterrupt as error:
-        print("interrupted; what was made is kept, run the same command to go on", file=sys.stderr)
+        say("interrupted; what was made is kept, run the same command to go on")
         raise typer.Exit(error.exit_code if isinstance(error, Stopped) else 128 + signal.SIGINT) from None
 
 

@@ -12,13 +12,13 @@ import itertools
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from replaygen import modes
 from replaygen.canonical import digest_of
 from replaygen.errors import DataError
 
@@ -129,8 +129,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a cache file so that readers see the old or the new content; where it cannot be written, only warn."""
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}-", dir=path.parent)
+        modes.make_folders(path.parent)
+        name = f"{path.parent}/.{path.name[:40]}-{os.getpid()}-{os.urandom(4).hex()}"
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        temporary = name
+        modes.like_folder(handle, path.parent)
         with os.fdopen(handle, "wb") as out:
             out.write(data)
         os.replace(temporary, path)

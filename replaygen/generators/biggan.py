@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaygen.errors import ModelError
-from replaygen.generators.draws import Draw, padded, truncated_normals
+from replaygen.generators.draws import Draw, truncated_normals
 from replaygen.generators.folder import SAFE, TORCH, biggan_weights_file, check_weights, read_json
 from replaygen.generators.specs import BigGanSpec
+from replaygen.portions import Portions, memory_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,10 +132,10 @@ class BigGanGenerator:
         self._net = net
         self._truncation = spec.truncation
         # one image at a time fits a CPU's caches: at 256 pixels it is a fifth faster than eight at once
-        self._rows = 1 if device.startswith("cpu") else spec.batch
+        self._portions = Portions(1 if device.startswith("cpu") else spec.batch, memory_of(device))
 
     def draw(self, draws: Sequence[Draw]) -> Float3:
-        """Images float32 [n, H, W, 3] in 0..1; row i is a function of draws[i] (and of the batch size, on a GPU) alone.
+        """Images float32 [n, H, W, 3] in 0..1; row i is a function of draws[i] (on a GPU of the batch too) alone.
 
         Row i is G(truncation * z, class) with z standard normal, truncated to [-2, 2], of the draw's own seed. What the
         network cannot compute (half-precision overflow) is NaN.
@@ -143,21 +144,25 @@ class BigGanGenerator:
             ModelError: a draw without a label, or with one that the weights do not have.
         """
         import numpy as np
-        import torch
 
-        labels = [self._label(draw) for draw in draws]
+        for one in draws:
+            self._label(one)
         size, done = self.config.output_dim, 0
         images = np.empty((len(draws), size, size, 3), dtype=np.float32)
-        with torch.inference_mode():
-            for part, used in padded(draws, self._rows):
-                z = np.stack([truncated_normals(draw.seed, self.config.z_dim) for draw in part]) * self._truncation
-                wanted = labels[done : done + used]
-                wanted += wanted[-1:] * (len(part) - used)
-                drawn = self._net(torch.from_numpy(z), torch.tensor(wanted))
-                drawn = ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
-                images[done : done + used] = drawn[:used].cpu().numpy()
-                done += used
+        for drawn, used in self._portions.over(draws, self._forward):
+            images[done : done + used] = drawn[:used]
+            done += used
         return images
+
+    def _forward(self, draws: Sequence[Draw]) -> Float3:
+        import numpy as np
+        import torch
+
+        z = np.stack([truncated_normals(draw.seed, self.config.z_dim) for draw in draws]) * self._truncation
+        with torch.inference_mode():
+            drawn = self._net(torch.from_numpy(z), torch.tensor([self._label(draw) for draw in draws]))
+            made: Float3 = ((drawn + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return made
 
     def _label(self, draw: Draw) -> int:
         count, names = self.config.num_classes, self.config.classes

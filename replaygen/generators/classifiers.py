@@ -11,6 +11,7 @@ from replaygen.errors import ModelError
 from replaygen.generators import imagenet
 from replaygen.generators.imagenet import normalised
 from replaygen.learn.specs import file_sha256
+from replaygen.portions import Portions, memory_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,8 @@ def open_classifier(path: Path, device: str, *, batch: int = 8) -> Classifier:
     Args:
         path: the folder or the .json file.
         device: where it runs, "cpu" or "cuda".
-        batch: images of one forward pass; always exactly so many, so that no image's result depends on the others.
+        batch: images of one forward pass; always exactly so many, so that no image's result depends on the others (on a
+            GPU fewer where its memory is short).
 
     Raises:
         ModelError: missing, damaged, not a classifier, or with other outputs than names.
@@ -64,7 +66,7 @@ class _Network:
     prepare: Callable[[Image8], Tensor]
     run: Callable[[Tensor], Tensor]
     device: str
-    batch: int
+    portions: Portions
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,20 +75,27 @@ class _Network:
 
     def __call__(self, images: Sequence[Image8]) -> Float2:
         import numpy as np
-        import torch
 
         found = np.empty((len(images), len(self.labels)), np.float32)
-        for start in range(0, len(images), self.batch):
-            prepared = [self.prepare(image) for image in images[start : start + self.batch]]
-            count = len(prepared)
+        done, full = 0, self.portions.most
+        for start in range(0, len(images), full):
+            prepared = [self.prepare(image) for image in images[start : start + full]]
             if len({image.shape for image in prepared}) > 1:
                 raise ModelError("the classifier's processor makes images of unlike sizes", hint="set do_resize in it")
-            with torch.inference_mode():
-                rows = self.run(torch.stack(prepared + prepared[-1:] * (self.batch - count)).to(self.device))
-            if rows.shape[1] != len(self.names):
-                raise ModelError(f"the classifier has {rows.shape[1]} outputs but {len(self.names)} names")
-            found[start : start + count] = rows[:count, -len(self.labels) :].float().cpu().numpy()
+            for rows, count in self.portions.over(prepared, self._forward):
+                found[done : done + count] = rows[:count]
+                done += count
         return found
+
+    def _forward(self, prepared: Sequence[Tensor]) -> Float2:
+        import torch
+
+        with torch.inference_mode():
+            rows = self.run(torch.stack(list(prepared)).to(self.device))
+        if rows.shape[1] != len(self.names):
+            raise ModelError(f"the classifier has {rows.shape[1]} outputs but {len(self.names)} names")
+        told: Float2 = rows[:, -len(self.labels) :].float().cpu().numpy()
+        return told
 
 
 def _from_oplist(path: Path, device: str, batch: int) -> Classifier:
@@ -117,7 +126,7 @@ def _from_oplist(path: Path, device: str, batch: int) -> Classifier:
         scores: Tensor = network(images)[0].flatten(1)
         return scores if last == "softmax" else scores.softmax(1)
 
-    return _Network(names, prepare, run, device, batch)
+    return _Network(names, prepare, run, device, Portions(batch, memory_of(device)))
 
 
 def _from_folder(path: Path, device: str, batch: int) -> Classifier:
@@ -144,7 +153,7 @@ def _from_folder(path: Path, device: str, batch: int) -> Classifier:
         scores: Tensor = model(images).logits.float().softmax(1)
         return scores
 
-    return _Network(names, prepare, run, device, batch)
+    return _Network(names, prepare, run, device, Portions(batch, memory_of(device)))
 
 
 def _load(path: Path) -> tuple[Any, Any]:

@@ -30,12 +30,13 @@ from torch.nn import functional
 
 from replaygen.canonical import digest_of
 from replaygen.errors import ModelError
-from replaygen.generators.draws import Draw, Generator, normals, padded, seeds_of, to_uint8
+from replaygen.generators.draws import Draw, Generator, normals, seeds_of, to_uint8
 from replaygen.generators.pictures import Fitted, Pictures, points
 from replaygen.generators.specs import FitSpec
 from replaygen.learn.batches import derive
 from replaygen.learn.fitting import Event, Log, deterministic, pick_device
 from replaygen.learn.partial import FitState, PartialFolder, pack, unpack
+from replaygen.portions import Portions, memory_of
 
 if TYPE_CHECKING:
     from replaygen.generators.draws import Float3
@@ -116,9 +117,10 @@ class _Ddpm:
         self.classes = classes
         self.spec = spec
         self.device = next(net.parameters()).device
+        self.portions = Portions(spec.draw_batch, memory_of(str(self.device)))
 
     def draw(self, draws: Sequence[Draw]) -> Float3:
-        """float32 [n, S, S, 3] in 0..1, row i a function of draws[i] and `spec.draw_batch` alone.
+        """float32 [n, S, S, 3] in 0..1, row i a function of draws[i] and `spec.draw_batch` (see `portions`) alone.
 
         Raises:
             ModelError: a draw without a class, or of a class that the generator does not have.
@@ -132,8 +134,8 @@ class _Ddpm:
                     where=_WHERE, hint="labels index the classes that the generator was fitted on",
                 )  # fmt: skip
         done = 0
-        for batch, count in padded(draws, self.spec.draw_batch):
-            made[done : done + count] = self._batch(batch)[:count]
+        for images, count in self.portions.over(draws, self._batch):
+            made[done : done + count] = images[:count]
             done += count
         return made
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from replaygen.errors import ModelError, RecipeError
-from replaygen.generators.draws import Draw, padded
+from replaygen.generators.draws import Draw
 from replaygen.generators.pipelines_check import (
     Component,
     check_folder,
@@ -28,6 +28,7 @@ from replaygen.generators.pipelines_check import (
     class_names,
     pipeline_kind,
 )
+from replaygen.portions import Portions, memory_of
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def open_diffusion(folder: Path, spec: DiffusionSpec, device: str) -> DiffusionG
         if spec.dtype == "float16":
             _decode_in_float32(getattr(pipeline, "vae", None))
     classes = class_count(folder) if kind == "class" else None
-    return DiffusionGenerator(pipeline, settings, spec.batch, device, classes)
+    return DiffusionGenerator(pipeline, settings, Portions(spec.batch, memory_of(device)), device, classes)
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ class DiffusionGenerator:
 
     pipeline: Any
     settings: _Settings
-    batch: int
+    portions: Portions
     device: str
     classes: int | None
 
     def draw(self, draws: Sequence[Draw]) -> Float3:
-        """float32 [n, H, W, 3] in 0..1, row i a function of draws[i] and the batch size alone.
+        """float32 [n, H, W, 3] in 0..1, row i a function of draws[i] and the batch size (see `portions`) alone.
 
         A row is NaN where the decoder's output was not finite, and zero where the pipeline's safety checker objected.
 
@@ -123,7 +124,7 @@ class DiffusionGenerator:
             return np.empty((0, 0, 0, 3), np.float32)
         for one in draws:
             self._check(one)
-        return np.concatenate([self._forward(batch)[:count] for batch, count in padded(draws, self.batch)])
+        return np.concatenate([made[:count] for made, count in self.portions.over(draws, self._forward)])
 
     def _check(self, draw: Draw) -> None:
         if self.classes is not None:

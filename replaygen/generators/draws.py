@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,13 +66,6 @@ def truncated_normals(seed: int, size: int) -> npt.NDArray[np.float32]:
     while (outside := np.abs(values) > 2).any():
         values[outside] = random.standard_normal(int(outside.sum()), dtype=np.float32)
     return values
-
-
-def padded(draws: Sequence[Draw], batch: int) -> Iterator[tuple[list[Draw], int]]:
-    """Cut draws into batches of exactly `batch`: the last one repeats its last draw; with each, how many count."""
-    for start in range(0, len(draws), batch):
-        part = list(draws[start : start + batch])
-        yield part + [part[-1]] * (batch - len(part)), len(part)
 
 
 def fault(image: npt.NDArray[np.float32]) -> str | None:

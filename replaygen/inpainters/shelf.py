@@ -7,18 +7,21 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from replaygen.holding import HELD
+
 if TYPE_CHECKING:
     from replaygen.inpainters.base import Inpainter
 
 IDLE = 60.0
-"""Seconds after which nobody is expected to come for an inpainter; it holds memory, perhaps a GPU's."""
+"""Seconds after which nobody is expected to come for an inpainter, where a run's `idle` is not shorter: it holds
+memory, perhaps a GPU's."""
 
 
 class Shelf:
     """Holds one inpainter, or none. What is taken belongs to the taker until it is put back.
 
-    It is closed when another one is put here, after `IDLE` seconds, and at the process's end; a server dies with a
-    process that is killed. A fork of the process has nothing on its shelf.
+    It is closed when another one is put here, after `IDLE` seconds, where a model needs room, and at the process's end;
+    a server dies with a process that is killed. A fork of the process has nothing on its shelf.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,7 @@ class Shelf:
 
     def put(self, name: str, inpainter: Inpainter) -> None:
         """Keep an inpainter for whoever takes this name; what decides its pixels, and where it runs, is in the name."""
-        later = threading.Timer(IDLE, self._clear, [inpainter])
+        later = threading.Timer(min(IDLE, HELD.idle), self._clear, [inpainter])
         later.daemon = True
         with self._turn:
             before, self._kept = self._kept, (os.getpid(), name, inpainter, later)
@@ -64,4 +67,5 @@ def _close(kept: tuple[int, str, Inpainter, threading.Timer] | None) -> None:
 SHELF = Shelf()
 """This process's."""
 
+HELD.also_free(SHELF.clear)
 atexit.register(SHELF.clear)

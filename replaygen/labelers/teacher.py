@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.canonical import digest_of
 from replaygen.errors import ModelError
 from replaygen.generators.folder import read_json
+from replaygen.holding import HELD
 from replaygen.labelers.specs import PROCESSOR, TeacherSpec, teacher_files
 from replaygen.learn.specs import file_sha256
 
@@ -287,9 +288,6 @@ def open_teacher(spec: TeacherSpec, names: Sequence[str], where: Mapping[str, An
     return Teacher(tuple(names), indices, labels, processor, model.to(device).eval(), device)
 
 
-_held: dict[str, Teacher] = {}
-
-
 def teacher_of(identity: Mapping[str, Any], where: Mapping[str, Any]) -> Teacher:
     """The teacher that a task was planned with; one is held per process.
 
@@ -306,10 +304,7 @@ def teacher_of(identity: Mapping[str, Any], where: Mapping[str, Any]) -> Teacher
             "the teacher's files changed after the plan was made", where=spec.model, hint="run the recipe again"
         )
     key = digest_of([spec.model_dump(mode="json"), list(names), where.get("device", "auto")])
-    if key not in _held:
-        _held.clear()
-        _held[key] = open_teacher(spec, names, where)
-    return _held[key]
+    return HELD.hold("teacher", key, lambda: open_teacher(spec, names, where))
 
 
 def _loaded(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from replaygen.learn.networks import SegNet
 from replaygen.learn.samples import Features, stack_images
 from replaygen.learn.specs import ViewSpec
 from replaygen.learn.views import apply_view
+from replaygen.portions import portions_of
 
 if TYPE_CHECKING:
     from replaygen.sample import Image8
@@ -45,12 +46,17 @@ def encode_views(
         raise DataError("fresh views cannot be cached", hint="set views.fresh = false and views.count")
     net.eval()
     device = next(net.parameters()).device
+
+    def forward(squares: Sequence[Image8]) -> Features:
+        with torch.no_grad():
+            maps = net.encode(stack_images(squares).to(device))
+        return tuple(feature.to(torch.float16).cpu().contiguous() for feature in maps)
+
     made = []
     for image, sample_id in zip(images, ids, strict=True):
         squares = [apply_view(image, None, sample_id, v, spec)[0] for v in views or range(spec.count)]
-        with torch.no_grad():
-            maps = net.encode(stack_images(squares).to(device))
-        half = tuple(feature.to(torch.float16).cpu().contiguous() for feature in maps)
+        parts = [part for part, _ in portions_of(net, len(squares), device).over(squares, forward)]
+        half = parts[0] if len(parts) == 1 else tuple(torch.cat(tap) for tap in zip(*parts, strict=True))
         if not all(bool(torch.isfinite(feature).all()) for feature in half):
             raise ModelError("features do not fit float16", where=sample_id, hint="tap another layer")
         made.append(half)

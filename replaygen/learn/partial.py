@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replaygen import modes
 from replaygen.errors import StoreError
 
 FORMAT = 1
@@ -117,6 +118,7 @@ class PartialFolder:
     def _write(self, name: str, data: bytes) -> None:
         temporary = self.path / f"{name}.{os.getpid()}.tmp"
         with temporary.open("wb") as file:
+            modes.like_folder(file.fileno(), self.path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

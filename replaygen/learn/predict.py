@@ -15,6 +15,7 @@ from replaygen.learn.networks import SegNet
 from replaygen.learn.samples import stack_images
 from replaygen.learn.specs import ViewSpec
 from replaygen.learn.views import apply_view, view_box
+from replaygen.portions import portions_of
 
 if TYPE_CHECKING:
     from replaygen.sample import Image8, Mask8
@@ -52,13 +53,20 @@ def predict_probabilities(
             if shape is None:
                 raise ValueError("features need `shape`")
             maps = tuple(feature.unsqueeze(0).to(device) for feature in image)
-            logits = net.head_logits(tuple(torch.cat([x, x.flip(-1)]) for x in maps) if flip else maps)
         else:
             shape = shape or (image.shape[0], image.shape[1])
             square, _ = apply_view(image, None, "", 0, ViewSpec(size=size))
-            batch = stack_images([square]).to(device)
-            logits = net.head_logits(net.encode(torch.cat([batch, batch.flip(-1)]) if flip else batch))
-        probabilities = resize(logits.float(), shape[0], shape[1]).softmax(1)
+            maps = (stack_images([square]).to(device),)
+        (height, width), encoded = shape, not isinstance(image, np.ndarray)
+
+        def forward(mirrored: Sequence[bool]) -> Tensor:
+            batch = tuple(torch.cat([x.flip(-1) if turn else x for turn in mirrored]) for x in maps)
+            logits = net.head_logits(batch if encoded else net.encode(batch[0]))
+            return resize(logits.float(), height, width).softmax(1)
+
+        looks = [False, True] if flip else [False]
+        parts = [part for part, _ in portions_of(net, len(looks), device).over(looks, forward)]
+        probabilities = parts[0] if len(parts) == 1 else torch.cat(parts)
         if flip:
             probabilities = (probabilities[:1] + probabilities[1:].flip(-1)) / 2
         return probabilities[0].cpu().numpy()

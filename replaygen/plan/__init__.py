@@ -17,7 +17,7 @@ from replaygen.plan.open import open_all
 from replaygen.plan.recipe import RecipeTable, parse_recipe
 from replaygen.plan.rows import check_field_rows, resolve_rows
 from replaygen.plan.status import Status, statuses
-from replaygen.plan.workspace import find_recipe, workspace_of
+from replaygen.plan.workspace import expand_path, find_recipe, workspace_of
 from replaygen.stages.base import Task
 from replaygen.store import Store
 
@@ -71,8 +71,19 @@ class Recipe:
         return replace(self, table=self.table.model_copy(update={"method": chosen, "train": train}), partial=True)
 
     def store(self) -> Store:
-        """The workspace's own store, `cache/`."""
-        return Store(self.workspace / "cache")
+        """The store that `[run] store` names, or the workspace's own, `cache/`."""
+        return Store(self.store_address())
+
+    def store_address(self) -> str:
+        """What opens `store`: a bucket's address, or a folder; a relative one lies in the workspace.
+
+        Raises:
+            RecipeError: it names an environment variable that is not set.
+        """
+        told = self.table.run.store
+        if told is not None and "://" in told:
+            return told
+        return str(expand_path(told or "cache", workspace=self.workspace, where=str(self.path)))
 
     def open(self, store: Store) -> Opened:
         """Open and check everything the recipe names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,15 +62,70 @@ class MethodTable(BaseModel):
     ahead: bool = Field(default=False, description="replay of the classes being learnt too, labelled by a helper")
 
 
+QUEUES = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
+"""Batch systems that Dask workers can be asked of, by dask-jobqueue's names."""
+
+
+class TlsTable(Table):
+    """Files of a cluster's TLS: who has a certificate of this authority may connect, nobody else."""
+
+    ca: str = Field(description="certificates of the authority that signed everybody's of this cluster")
+    cert: str
+    key: str
+
+
 class RunTable(Table):
     """How, not what: in no key."""
 
     workers: int = Field(default=0, ge=0, description="0: in this process; n: n Dask worker processes")
-    scheduler: str | None = Field(default=None, description="tcp:// or tls:// address of a running Dask cluster")
+    cluster: str = Field(
+        default="local", description="local, a batch system, or the tcp:// or tls:// address of a running Dask cluster"
+    )
+    adapt: tuple[int, int] | None = Field(default=None, description="fewest and most workers, as there is work")
+    memory: str | None = Field(
+        default=None,
+        pattern=r"^\d+(\.\d+)? ?([kKMGT]i?)?B$",
+        description='of one worker, such as "4GB"; default: no limit',
+    )
+    tls: TlsTable | None = None
+    job: dict[str, Any] = Field(default_factory=dict, description="handed to dask-jobqueue as it is")
+    dashboard: bool = Field(default=True, description="Dask's dashboard, on this machine's loopback, and its report")
+    insecure: bool = Field(default=False, description="allow Dask without TLS between machines")
+    idle: float = Field(default=60.0, ge=0, description="seconds after which a worker without work frees its models")
+    store: str | None = Field(default=None, description="the store: a folder or s3://bucket/prefix")
     retries: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: str | None = Field(default=None, description="a folder for TensorBoard: curves, some predictions")
     crawl: CrawlHow = Field(default_factory=CrawlHow)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "scheduler" in given:
+            raise ValueError(f"`scheduler` is called `cluster` now: cluster = {json.dumps(given['scheduler'])}")
+        return given
+
+    @model_validator(mode="after")
+    def _fits_its_cluster(self) -> RunTable:
+        if not (self.cluster in ("local", *QUEUES) or self.by_address):
+            raise ValueError(
+                f"cluster = {self.cluster!r} is none of local, {', '.join(QUEUES)}, and no tcp:// or tls:// address"
+            )
+        if self.adapt is not None and not 0 <= self.adapt[0] <= self.adapt[1] != 0:
+            raise ValueError(f"adapt = {list(self.adapt)}: the fewest and the most workers, such as [0, 8]")
+        for name in ("adapt", "memory"):
+            if self.by_address and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is for workers that replaygen starts; those at {self.cluster} are there")
+        if self.job and self.cluster not in QUEUES:
+            raise ValueError(f"`job` is for a batch system: cluster = {' or '.join(QUEUES[:2])}, ...")
+        if self.cluster in QUEUES and not self.workers and self.adapt is None:
+            raise ValueError(f'cluster = "{self.cluster}" needs workers = N, or adapt = [least, most]')
+        return self
+
+    @property
+    def by_address(self) -> bool:
+        """Whether the cluster is one that runs already."""
+        return self.cluster.startswith(("tcp://", "tls://"))
 
 
 class TrainTable(Table):

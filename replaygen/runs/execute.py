@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replaygen.errors import LockTimeout, ObjectDamaged, ObjectMissing
+from replaygen.holding import HELD, memory_used
 from replaygen.stages import Inputs, Out, Stage, Task, stage_of
 from replaygen.store import Record, Store
 
@@ -44,19 +45,19 @@ class Outcome:
 
 
 @lru_cache(maxsize=4)
-def open_store(root: str) -> Store:
-    """The store at `root`, opened once per process."""
-    return Store(root)
+def open_store(address: str) -> Store:
+    """The store at `address`, opened once per process."""
+    return Store(address)
 
 
-def execute(root: str, task: Task) -> Outcome:
+def execute(address: str, task: Task) -> Outcome:
     """Do a task under its key's lock and publish its record.
 
     A record that stands and agrees with its inputs is adopted. A record whose objects were damaged, or whose inputs
     were rebuilt differently, is replaced.
     """
-    store = open_store(root)
-    with _locked(store, task), _ONE_AT_A_TIME:
+    store = open_store(address)
+    with HELD.working(), _locked(store, task), _ONE_AT_A_TIME:
         try:
             standing = store.get(task.key)
             if standing is not None and store.status(task.key).state == "cached":
@@ -66,6 +67,7 @@ def execute(root: str, task: Task) -> Outcome:
             return Outcome(task.key, "input-damaged", message=str(error))
         published = store.replace(record) if standing is not None else store.publish(record)
         out.clear_partial()
+    _give_back()
     return _outcome(published, "made")
 
 
@@ -128,6 +130,21 @@ def _keep_memory() -> None:
     mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
+def _give_back() -> None:
+    """Give freed memory back to the system, on a worker whose memory is limited: it is paused for what it keeps."""
+    if HELD.memory_limit and memory_used(HELD.memory_limit) > _GIVE_BACK:
+        import ctypes
+        import gc
+
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+_GIVE_BACK = 0.6
+"""Share of a worker's memory; Dask pauses it at 0.8."""
+
+
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
     """torch with as many CPU threads as the recipe says, for one task."""
@@ -180,6 +197,7 @@ def environment(heavy: bool) -> dict[str, Any]:
     return told
 
 
-def root_of(store: Store) -> str:
-    """The store's root as workers open it."""
-    return str(Path(store.root).resolve())
+def address_of(store: Store) -> str:
+    """The store's address as workers open it, wherever they were started."""
+    address: str = getattr(store, "address", str(store.root))
+    return address if "://" in address else str(Path(address).resolve())

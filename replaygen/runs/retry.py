@@ -15,7 +15,12 @@ def worth_retrying(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in _HOPELESS:
         return False
-    return type(error).__name__ != "KilledWorker"
+    return not ends_its_workers(error)
+
+
+def ends_its_workers(error: BaseException) -> bool:
+    """Whether Dask gave a task up because workers died that had it; it may only have waited beside the one at fault."""
+    return type(error).__name__ == "KilledWorker"
 
 
 def stops_the_run(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from replaygen.errors import ObjectMissing
 from replaygen.store import Counts, OutputObject, Record, Shard, Store, task_key, write_shard
@@ -199,6 +199,8 @@ class Stage(ABC, Generic[P]):
         seconds_per_sample: what to expect before anything was measured.
         bytes_per_sample: likewise, on disk.
         heavy: whether it holds a model and wants a GPU where there is one.
+        resource: what a worker should have to do it: "GPU" (as `heavy`), "IO" where it waits for the network, "" where
+            any worker will do. In no key.
     """
 
     name: ClassVar[str]
@@ -207,7 +209,13 @@ class Stage(ABC, Generic[P]):
     seconds_per_sample: ClassVar[float] = 0.01
     bytes_per_sample: ClassVar[int] = 1000
     heavy: ClassVar[bool] = False
+    resource: ClassVar[Literal["", "GPU", "IO"]] = ""
     Params: type[P]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.heavy and "resource" not in vars(cls):
+            cls.resource = "GPU"
 
     @classmethod
     def task(

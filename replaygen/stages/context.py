@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.canonical import digest_of
 from replaygen.errors import DataError, ModelError
+from replaygen.holding import HELD
 from replaygen.stages.base import Inputs, Out
-from replaygen.store import Record
+from replaygen.store import Record, fsops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +59,11 @@ def open_current(
     return _dataset(data, dataset_digest), _scenario(data, dataset_digest, cut, scenario_digest)
 
 
-_models: OrderedDict[tuple[str, str, str], tuple[SegNet, dict[str, Any]]] = OrderedDict()
+working = HELD.working
+"""Around each task that a process does: what it holds is freed `HELD.idle` seconds after the last, never inside."""
+
 _MODELS = 3
-"""Models held at once: a step's model, and the helper that labels beside it."""
+"""Models held at once, while the memory allows: a step's model, and the helper that labels beside it."""
 
 
 def network_spec(where: Mapping[str, Any]) -> NetworkSpec:
@@ -81,16 +83,16 @@ def device_of(where: Mapping[str, Any]) -> str:
     return device
 
 
-@lru_cache(maxsize=1)
-def _encoder(network: str, device: str) -> SegNet:
-    from replaygen.learn import NetworkSpec, build_network
-
-    return build_network(NetworkSpec.model_validate_json(network), channels=2, seed=0).to(device).eval()
-
-
 def encoder_of(where: Mapping[str, Any]) -> SegNet:
     """A network whose frozen encoder is the recipe's; its head is never asked."""
-    return _encoder(json.dumps(where["network"], sort_keys=True), device_of(where))
+    device = device_of(where)
+
+    def build() -> SegNet:
+        from replaygen.learn import build_network
+
+        return build_network(network_spec(where), channels=2, seed=0).to(device).eval()
+
+    return HELD.hold("encoder", (json.dumps(where["network"], sort_keys=True), device), build)
 
 
 def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
@@ -99,18 +101,17 @@ def open_model(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
     Returns:
         the network in evaluation mode on the task's device, and the JSON written beside its weights.
     """
-    from replaygen.learn import load_network
-
     device = device_of(inputs.where)
-    name = (record.output("model.safetensors").digest, record.output("model.json").digest, device)
-    if name not in _models:
+
+    def load() -> tuple[SegNet, dict[str, Any]]:
+        from replaygen.learn import load_network
+
         info = inputs.read_json(record, "model.json")
         net = load_network(inputs.read(record, "model.safetensors"), info, network_spec(inputs.where))
-        while len(_models) >= _MODELS:
-            _models.popitem(last=False)
-        _models[name] = (net.to(device).eval(), info)
-    _models.move_to_end(name)
-    return _models[name]
+        return net.to(device).eval(), info
+
+    name = (record.output("model.safetensors").digest, record.output("model.json").digest, device)
+    return HELD.hold("network", name, load, most=_MODELS)
 
 
 def open_helper(inputs: Inputs, record: Record) -> tuple[SegNet, dict[str, Any]]:
@@ -158,7 +159,9 @@ def fit_folder(inputs: Inputs, out: Out) -> Path:
     """Where checkpoints of a task's fit lie: a fit of other bytes, or of another torch, begins anew."""
     import torch
 
-    return out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
+    folder = out.partial() / digest_of([sorted(inputs.read_digests.items()), str(torch.__version__)])[:16]
+    fsops.make_folder(folder)
+    return folder
 
 
 class Features:

@@ -54,6 +54,7 @@ class FlickrSearchStage(Stage[FlickrSearchParams]):
     )
     seconds_per_sample = 0.01
     bytes_per_sample = 500
+    resource = "IO"
     Params = FlickrSearchParams
 
     @classmethod
@@ -108,6 +109,7 @@ class UrlListStage(Stage[UrlListParams]):
     )
     seconds_per_sample = 0.0001
     bytes_per_sample = 300
+    resource = "IO"
     Params = UrlListParams
 
     def run(self, params: UrlListParams, inputs: Inputs, out: Out) -> None:
@@ -181,6 +183,7 @@ class FetchStage(Stage[FetchParams]):
     )
     seconds_per_sample = 0.05
     bytes_per_sample = 25_000
+    resource = "IO"
     Params = FetchParams
 
     @classmethod

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from replaygen.canonical import digest_of
 from replaygen.errors import DataError, ModelError
+from replaygen.holding import HELD
 from replaygen.learn.specs import file_sha256
 from replaygen.stages.base import DATA_MODULES, Inputs, Out, Stage
 from replaygen.stages.context import device_of, on_this_machine, open_current
@@ -101,9 +101,6 @@ class DrawParams:
     threads: int
 
 
-_open: OrderedDict[str, Generator] = OrderedDict()
-
-
 class _DrawStage(Stage[DrawParams]):
     """Slice i of a class's seeds -> image shard i. What is not finite, black or blank is refused and counted."""
 
@@ -165,10 +162,7 @@ class _DrawStage(Stage[DrawParams]):
 
     def _held(self, params: DrawParams, inputs: Inputs) -> Generator:
         name = digest_of([self.name, params.spec, _named(params, inputs), device_of(inputs.where)])
-        if name not in _open:
-            _open.clear()
-            _open[name] = self.open(params, inputs)
-        return _open[name]
+        return HELD.hold("generator", name, lambda: self.open(params, inputs))
 
 
 def _named(params: DrawParams, inputs: Inputs) -> str:

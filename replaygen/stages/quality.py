@@ -137,6 +137,7 @@ def pooled(net: SegNet, images: Iterable[Image8], size: int) -> Floats:
     """The encoder's deepest map, averaged over the whole image, of each image squeezed to a square.
 
     Always `_BATCH` images at a time, the last ones filled up with black: an image's row does not depend on the others.
+    (On a GPU fewer where its memory is short.)
 
     Args:
         net: put into evaluation mode.
@@ -151,17 +152,23 @@ def pooled(net: SegNet, images: Iterable[Image8], size: int) -> Floats:
 
     from replaygen.learn import ViewSpec, apply_view
     from replaygen.learn.samples import stack_images
+    from replaygen.portions import portions_of
 
     net.eval()
     spec, device = ViewSpec(size=size), next(net.parameters()).device
+
+    def forward(squares: Sequence[Image8]) -> Floats:
+        with torch.inference_mode():
+            deepest: Floats = net.encode(stack_images(squares).to(device))[-1].float().mean((-2, -1)).cpu().numpy()
+        return deepest
+
     rows = []
     left = iter(images)
     while group := list(islice(left, _BATCH)):
         squares = [apply_view(image, None, "", 0, spec)[0] for image in group]
         squares += [np.zeros_like(squares[0])] * (_BATCH - len(squares))
-        with torch.inference_mode():
-            deepest = net.encode(stack_images(squares).to(device))[-1]
-            rows.append(deepest.float().mean((-2, -1)).cpu().numpy()[: len(group)])
+        done = [part for part, _ in portions_of(net, _BATCH, device).over(squares, forward)]
+        rows.append(np.concatenate(done)[: len(group)])
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaygen.errors import StoreError
+from replaygen.store.keys import is_digest
 from replaygen.store.layout import Layout
 from replaygen.store.objects import Objects
 from replaygen.store.refs import Refs
@@ -37,7 +38,7 @@ class DuReport:
 
 def du(layout: Layout, objects: Objects, records: Records, refs: Refs) -> DuReport:
     """Count. Damaged records and refs are left out of `stages` and `refs`."""
-    sizes = {name: _size(path) for name, path in objects.names()}
+    sizes = {name: objects.size(name) if is_digest(name) else _size(path) for name, path in objects.names()}
     outputs: dict[str, set[str]] = {}
     inputs: dict[str, list[str]] = {}
     stages: dict[str, set[str]] = {}

@@ -7,8 +7,10 @@ instruction. `Store` only gathers the parts; each verb lives in a file of its ow
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from replaygen.store.du import DuReport, du
 from replaygen.store.gc import Collector, GcReport
 from replaygen.store.index import VerifiedIndex
 from replaygen.store.keys import canonical, check_digest
-from replaygen.store.layout import open_layout
+from replaygen.store.layout import FORMAT, open_layout
 from replaygen.store.locks import Locks
+from replaygen.store.mirror import open_mirror
 from replaygen.store.objects import Objects, OutputRef
 from replaygen.store.purge import TASK, Purger, PurgeReport
 from replaygen.store.records import Record
 from replaygen.store.refs import Refs
+from replaygen.store.remote import parse_address
 from replaygen.store.shelf import Records
 from replaygen.store.status import CacheStatus, Statuses
 from replaygen.store.tombstones import Checked, Tombstone, Tombstones
@@ -33,20 +37,33 @@ from replaygen.store.why import WhyReport, why
 
 
 class Store:
-    """A store in a folder.
+    """A store in a folder, or in a bucket.
 
     Args:
-        root: the folder; made where it is missing.
+        address: a folder, made where it is missing; or "s3://bucket/prefix".
         readonly: hits work, every write raises a StoreError, and damage is reported instead of moved.
 
+    Attributes:
+        address: what opens this store again, here or elsewhere.
+        root: a local folder: the store itself, or of a bucket its local side, where copies lie.
+        requests: how many requests this process sent to the bucket, by S3's name of the operation; none for a folder.
+
     Raises:
-        StoreError: the folder holds a store of another format, or cannot be made.
+        StoreError: it holds a store of another format, or cannot be made or reached.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, readonly: bool = False) -> None:
-        self.root = Path(root).absolute()
+    def __init__(self, address: str | os.PathLike[str], *, readonly: bool = False) -> None:
+        bucket = parse_address(os.fspath(address))
         self.readonly = readonly
-        self._layout = open_layout(self.root, readonly=readonly)
+        self.requests: Counter[str] = Counter()
+        if bucket is None:
+            self.root = Path(address).absolute()
+            self.address = str(self.root)
+            self._layout = open_layout(self.root, readonly=readonly)
+        else:
+            mirror = open_mirror(bucket, readonly=readonly, format_line=FORMAT)
+            self.root, self.address, self.requests = mirror.root, str(bucket), mirror.remote.requests
+            self._layout = replace(open_layout(self.root, readonly=False), mirror=mirror)
         self._index = VerifiedIndex(self._layout.verified, self._layout.tmp, readonly=readonly)
         self._locks = Locks(self._layout)
         self._objects = Objects(self._layout, self._index, readonly=readonly)
@@ -56,10 +73,10 @@ class Store:
         self._checked = Checked(self._layout, self._locks)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r}{', readonly=True' if self.readonly else ''})"
+        return f"Store({self.address!r}{', readonly=True' if self.readonly else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (str(self.root), self.readonly)
+        return _reopened, (self.address, self.readonly)
 
     # objects
 
@@ -288,10 +305,10 @@ class Store:
         if self.readonly:
             raise StoreError(
                 f"cannot {what}: the store is open read-only",
-                where=str(self.root),
+                where=self.address,
                 hint="open it without readonly=True, or give another cache folder",
             )
 
 
-def _reopened(root: str, readonly: bool) -> Store:
-    return Store(root, readonly=readonly)
+def _reopened(address: str, readonly: bool) -> Store:
+    return Store(address, readonly=readonly)

@@ -3,6 +3,8 @@
 Each operation passes one hook, `trace`, so that a test can crash before or after it, write half of it, refuse it,
 or record it. A file is written as a temp in `tmp/`, fsynced, then linked or renamed to its name, then the folder of
 that name is fsynced: after a crash a name stands for all of its bytes or does not exist.
+
+In a store that a group shares every file and folder has its mode before it has its name: see `replaygen.modes`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from replaygen import modes
 from replaygen.errors import StoreError
 
 Kind = Literal[
-    "mkdir", "create", "write", "append", "note", "fsync", "fsync_dir", "link", "rename", "unlink", "rmdir", "touch"
-]
+    "mkdir", "create", "write", "append", "note", "fsync", "fsync_dir", "link", "rename", "unlink", "rmdir", "touch",
+    "chmod",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def make_folder(path: Path) -> None:
         path = path.parent
     for folder in reversed(missing):
         try:
-            _do(Op("mkdir", folder), partial(os.mkdir, folder))
+            _do(Op("mkdir", folder), partial(modes.make_folder, folder))
         except FileExistsError:
             if not folder.is_dir():
                 raise
@@ -130,6 +134,11 @@ def touch(path: Path) -> None:
     _do(Op("touch", path), partial(os.utime, path))
 
 
+def allow(path: Path, mode: int, group: int) -> None:
+    """Set the group (-1: as it is) and the mode of a file or folder; no symbolic link is followed."""
+    _do(Op("chmod", path), partial(_allow, path, mode, group))
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Add a line to a file with one O_APPEND write; it is not fsynced and may be torn by a crash."""
     _do(Op("append", path, data=line), partial(_append, path, line))
@@ -139,7 +148,7 @@ def open_lock_file(path: Path) -> int:
     """Open (or create) a file to flock; the caller closes the descriptor."""
     opened: list[int] = []
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    _do(Op("create", path), lambda: opened.append(os.open(path, flags, 0o666)))
+    _do(Op("create", path), lambda: opened.append(_open_made(path, flags)))
     return opened[0]
 
 
@@ -191,7 +200,24 @@ def explained(what: str, where: Path) -> Iterator[None]:
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    modes.like_folder(descriptor, path.parent)
+    return descriptor
+
+
+def _open_made(path: Path, flags: int) -> int:
+    modes.make_file(path)
+    return os.open(path, flags, 0o666)
+
+
+def _allow(path: Path, mode: int, group: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if group >= 0:
+            os.fchown(descriptor, -1, group)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -201,7 +227,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _append(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    descriptor = _open_made(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.write(descriptor, line)
     finally:

@@ -17,7 +17,7 @@ from replaygen.store import fsops
 from replaygen.store.keys import is_digest
 from replaygen.store.layout import Layout
 from replaygen.store.locks import Locks
-from replaygen.store.objects import Objects
+from replaygen.store.objects import Objects, size_of
 from replaygen.store.refs import Refs
 from replaygen.store.shelf import Records
 
@@ -73,8 +73,8 @@ class Collector:
         """
         with self._locks.collecting(_WAIT_SECONDS), fsops.explained("collect", self._layout.root):
             doomed = self._doomed()
-            remove_durably(path for _, path in doomed.records)
-            remove_durably(path for _, path in doomed.objects)
+            remove_published(self._layout, (path for _, path in doomed.records))
+            remove_published(self._layout, (path for _, path in doomed.objects))
             for folder in doomed.partial:
                 fsops.remove_tree(folder)
             remove_durably(doomed.tmp)
@@ -105,7 +105,7 @@ class Collector:
                 doomed.kept_objects += 1
             else:
                 doomed.objects.append((digest, path))
-                doomed.bytes += size_of(path)
+                doomed.bytes += self._objects.size(digest)
         self._add_partial(doomed, reachable, present, oldest)
         for path in sorted(self._layout.tmp.iterdir()):
             if not _is_new(path, oldest):
@@ -172,12 +172,13 @@ def _is_new(path: Path, oldest: int | None) -> bool:
         return True
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:
-        return 0
+def remove_published(layout: Layout, paths: Iterable[Path]) -> None:
+    """As `remove_durably`; from the bucket first, where there is one."""
+    ahead = list(paths)
+    if layout.mirror is not None:
+        layout.mirror.remove(ahead)
+        ahead = [path for path in ahead if os.path.lexists(path)]
+    remove_durably(ahead)
 
 
 def remove_durably(paths: Iterable[Path]) -> None:

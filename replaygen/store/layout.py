@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from replaygen.errors import StoreError
 from replaygen.store import fsops
+
+if TYPE_CHECKING:
+    from replaygen.store.mirror import Mirror
 
 FORMAT = "replaygen-store 1"
 
@@ -15,9 +19,13 @@ _FOLDERS = ("objects", "records", "refs", "partial", "locks", "leases", "quarant
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths below a store's root. Every name in them is a digest or has passed `slug`."""
+    """The paths below a store's root. Every name in them is a digest or has passed `slug`.
+
+    `mirror` is there where the folder is the local side of a bucket.
+    """
 
     root: Path
+    mirror: Mirror | None = None
 
     @property
     def format(self) -> Path:

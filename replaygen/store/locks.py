@@ -93,8 +93,9 @@ class Locks:
         try:
             with contextlib.suppress(OSError):
                 fsops.note(lock.descriptor, path, _who())
-            held.add(mine)
-            yield
+            with self._everywhere(path, timeout):
+                held.add(mine)
+                yield
         finally:
             held.discard(mine)
             lock.release()
@@ -112,7 +113,18 @@ class Locks:
 
     @contextlib.contextmanager
     def collecting(self, timeout: float) -> Iterator[None]:
-        """Held by gc: nothing is being written."""
+        """Held by gc: nothing is being written. In a bucket nobody else may have a lease or a lock: StoreError."""
+        mirror = self._layout.mirror
+        with self.alone(timeout):
+            if mirror is None:
+                yield
+            else:
+                with mirror.marks.collecting(timeout, self._is_live):
+                    yield
+
+    @contextlib.contextmanager
+    def alone(self, timeout: float) -> Iterator[None]:
+        """Nothing is being written to this folder."""
         path = self._layout.locks / "gc.lock"
         with fsops.explained("take the store's lock", path):
             lock = _locked(path, fcntl.LOCK_EX, timeout)
@@ -136,7 +148,8 @@ class Locks:
                 lock.release()
                 raise
         try:
-            yield
+            with self._leased(path):
+                yield
         finally:
             with contextlib.suppress(OSError):
                 fsops.remove(path)
@@ -169,6 +182,40 @@ class Locks:
             return not _try(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _everywhere(self, path: Path, timeout: float | None) -> Iterator[None]:
+        """Hold a lock on the other machines too; the end of a task lets go of what it had opened."""
+        mirror = self._layout.mirror
+        if mirror is None:
+            yield
+            return
+        with mirror.marks.lock(mirror.name(path), timeout):
+            try:
+                yield
+            finally:
+                if len(self._held.keys) == 1:
+                    mirror.limit.unpin()
+
+    @contextlib.contextmanager
+    def _leased(self, path: Path) -> Iterator[None]:
+        mirror = self._layout.mirror
+        if mirror is None:
+            yield
+            return
+
+        def until_collected() -> None:
+            with self.writing():
+                pass
+
+        with mirror.marks.lease(mirror.name(path), until_collected):
+            yield
+
+    def _is_live(self, name: str) -> bool:
+        """Whether a lease or a key's lock of this folder, by its name in the bucket, has a living holder."""
+        live, _ = self.leases()
+        path = self._layout.root / name
+        return any(lease.name == path.name for lease in live) or self.is_held(path.name.removesuffix(".lock"))
 
     def remove_unused(self, path: Path) -> bool:
         """Remove the lock file of a key that nobody holds."""

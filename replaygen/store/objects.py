@@ -40,8 +40,18 @@ class Objects:
         self._layout = layout
         self._root = str(layout.objects)
         self._index = index
+        self._mirror = layout.mirror
         self._readonly = readonly
         self._durable_folders: set[Path] = set()
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the objects are those of a bucket, of which only some have a copy here."""
+        return self._mirror is not None
+
+    def listed(self) -> dict[str, int]:
+        """digest -> bytes of every object of the bucket; none without a bucket."""
+        return {} if self._mirror is None else self._mirror.sizes()
 
     def path(self, digest: str) -> Path:
         """Where an object of this name lies, whether or not it is there."""
@@ -53,6 +63,7 @@ class Objects:
         digest = sha256_hex(data)
         if not self._adopted(digest):
             self._name(fsops.write_temp(self._layout.tmp, [data]), digest)
+        self._push(digest)
         return OutputRef(digest, len(data))
 
     def put_file(self, source: Path) -> OutputRef:
@@ -74,6 +85,7 @@ class Objects:
             fsops.remove(temp)
         else:
             self._name(temp, digest)
+        self._push(digest)
         return OutputRef(digest, size)
 
     def read(self, digest: str) -> bytes:
@@ -83,6 +95,15 @@ class Objects:
             ObjectMissing: there is none.
             ObjectDamaged: its bytes differ from its name; it was moved to quarantine (not in read-only mode).
         """
+        try:
+            return self._read_here(digest)
+        except (ObjectMissing, ObjectDamaged):
+            if self._mirror is None:
+                raise
+        self._fetch(digest)
+        return self._read_here(digest)
+
+    def _read_here(self, digest: str) -> bytes:
         path = self.path(digest)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -92,10 +113,10 @@ class Objects:
         except FileNotFoundError:
             raise self._missing(digest) from None
         except OSError as error:
-            self.quarantine(digest, f"cannot be read: {error.strerror}")
+            self._quarantine_here(digest, f"cannot be read: {error.strerror}")
             raise self._damaged(digest) from None
         if sha256_hex(data) != digest:
-            self.quarantine(digest, "its bytes differ from its name")
+            self._quarantine_here(digest, "its bytes differ from its name")
             raise self._damaged(digest)
         if not self._index.holds_now(digest, before):
             self._index.add(digest, before)
@@ -107,11 +128,22 @@ class Objects:
         Raises:
             ObjectMissing, ObjectDamaged: as `read`.
         """
-        state = self.check(check_digest(digest))
+        if self._mirror is not None:
+            self._mirror.limit.pin(self.path(digest))
+        try:
+            return self._open_here(digest)
+        except (ObjectMissing, ObjectDamaged):
+            if self._mirror is None:
+                raise
+        self._fetch(digest)
+        return self._open_here(digest)
+
+    def _open_here(self, digest: str) -> Path:
+        state = self._check_here(check_digest(digest))
         if state == "missing":
             raise self._missing(digest)
         if state == "damaged":
-            self.quarantine(digest, "its bytes differ from its name")
+            self._quarantine_here(digest, "its bytes differ from its name")
             raise self._damaged(digest)
         return self.path(digest)
 
@@ -123,6 +155,21 @@ class Objects:
             size: the bytes that its record says it has.
             full: hash it even where the index knows it.
         """
+        if self._mirror is not None:
+            return self._check_there(digest, size, full)
+        return self._check_here(digest, size, full=full)
+
+    def _check_there(self, digest: str, size: int | None, full: bool) -> ObjectState:
+        """`check` of what the bucket has: by its size, or by its bytes, which are not kept."""
+        assert self._mirror is not None
+        path = self.path(digest)
+        if full:
+            hashed = self._mirror.hashed(path)
+            return "missing" if hashed is None else "good" if hashed == digest else "damaged"
+        there = self._mirror.stands(path, digest)
+        return "missing" if there is None else "good" if size in (None, there) else "damaged"
+
+    def _check_here(self, digest: str, size: int | None = None, *, full: bool = False) -> ObjectState:
         path = f"{self._root}/{digest[:2]}/{digest}"
         try:
             status = os.lstat(path)
@@ -151,6 +198,8 @@ class Objects:
 
     def known(self, digest: str, size: int) -> bool:
         """Whether one stat finds the object as the index knows it. The quick half of `check`."""
+        if self._mirror is not None:
+            return False
         try:
             status = os.lstat(f"{self._root}/{digest[:2]}/{digest}")
         except OSError:
@@ -158,18 +207,67 @@ class Objects:
         return status.st_size == size and self._index.holds_now(digest, stamp_of(status))
 
     def names(self) -> Iterator[tuple[str, Path]]:
-        """(name, path) of every file below objects/, odd ones too."""
-        yield from walk_shelves(self._layout.objects)
+        """(name, path) of every file below objects/, odd ones too; of a bucket, those that are not here as well."""
+        if self._mirror is None:
+            yield from walk_shelves(self._layout.objects)
+            return
+        found = dict(walk_shelves(self._layout.objects))
+        found.update((digest, self.path(digest)) for digest in self._mirror.sizes())
+        yield from sorted(found.items())
+
+    def size(self, digest: str) -> int:
+        """Bytes of an object that `names` told; 0 where there is none."""
+        there = 0 if self._mirror is None else self._mirror.size(digest)
+        return there or size_of(self.path(digest))
 
     def quarantine(self, digest: str, why: str) -> None:
         """Move a damaged object away, loudly. In read-only mode it is only reported."""
+        if self._mirror is None:
+            self._quarantine_here(digest, why)
+            return
+        try:
+            self._fetch(digest)
+        except (ObjectDamaged, ObjectMissing):
+            return
+
+    def _fetch(self, digest: str) -> None:
+        """Copy an object from the bucket. One that is damaged there goes to the local quarantine, loudly.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: as `read`.
+        """
+        assert self._mirror is not None
+        path = self.path(digest)
+        with fsops.explained("keep a copy of an object", path):
+            found = self._mirror.fetch(path)
+            if found is None:
+                raise self._missing(digest)
+            temp, hashed, etag = found
+            if hashed == digest:
+                self._name(temp, digest)
+                self._mirror.limit.grew(os.lstat(path).st_size, keep=path)
+                return
+        if self._readonly:
+            discard(temp)
+            log.warning("damaged object %s in the bucket (left in place: the store is open read-only)", digest)
+        else:
+            why = "its bytes in the bucket differ from its name"
+            quarantine(self._layout, temp, "object", why, readonly=False, name=digest)
+            self._mirror.remote.delete_if(self._mirror.name(path), etag)
+        raise self._damaged(digest)
+
+    def _push(self, digest: str) -> None:
+        if self._mirror is not None:
+            self._mirror.push(self.path(digest), digest)
+
+    def _quarantine_here(self, digest: str, why: str) -> None:
         quarantine(self._layout, self.path(digest), "object", why, readonly=self._readonly)
 
     def _adopted(self, digest: str) -> bool:
         """Take the object that is already there, if it is right, as durable and as new as one just written."""
-        state = self.check(digest)
+        state = self._check_here(digest)
         if state == "damaged":
-            self.quarantine(digest, "its bytes differ from its name")
+            self._quarantine_here(digest, "its bytes differ from its name")
         if state != "good":
             return False
         path = self.path(digest)
@@ -181,7 +279,7 @@ class Objects:
 
     def freshen(self, digest: str) -> None:
         """Give a good object the time of one just written, so that gc keeps it for this run. OSError as `touch`."""
-        if self.check(digest) == "good":
+        if self._check_here(digest) == "good":
             path = self.path(digest)
             fsops.touch(path)
             self._index.add(digest, stamp_of(os.lstat(path)))
@@ -233,12 +331,17 @@ def discard(temp: Path) -> None:
         return
 
 
-def quarantine(layout: Layout, path: Path, kind: str, why: str, *, readonly: bool) -> None:
-    """Move a damaged file to quarantine/ under a name that is free, and log a warning."""
+def quarantine(layout: Layout, path: Path, kind: str, why: str, *, readonly: bool, name: str = "") -> None:
+    """Move a damaged file to quarantine/ under a name that is free, and log a warning.
+
+    Args:
+        name: of what is damaged, where that is not the file's.
+    """
+    name = name or path.name
     if readonly:
-        log.warning("damaged %s %s: %s (left in place: the store is open read-only)", kind, path.name, why)
+        log.warning("damaged %s %s: %s (left in place: the store is open read-only)", kind, name, why)
         return
-    target = layout.quarantine / f"{kind}-{path.name}-{time.time_ns()}-{os.getpid()}"
+    target = layout.quarantine / f"{kind}-{name}-{time.time_ns()}-{os.getpid()}"
     with fsops.explained(f"move a damaged {kind} to quarantine", path):
         try:
             fsops.rename(path, target)
@@ -246,7 +349,15 @@ def quarantine(layout: Layout, path: Path, kind: str, why: str, *, readonly: boo
             return
         fsops.sync_folder(path.parent)
         fsops.sync_folder(target.parent)
-    log.warning("damaged %s %s: %s; moved to %s", kind, path.name, why, target)
+    log.warning("damaged %s %s: %s; moved to %s", kind, name, why, target)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def walk_shelves(root: Path) -> Iterator[tuple[str, Path]]:

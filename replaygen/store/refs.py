@@ -27,6 +27,7 @@ class Refs:
     def __init__(self, layout: Layout, locks: Locks) -> None:
         self._layout = layout
         self._locks = locks
+        self._mirror = layout.mirror
 
     def path(self, recipe: str, name: str) -> Path:
         """Where a ref lies, whether or not it is there. Both parts pass `slug`."""
@@ -46,6 +47,9 @@ class Refs:
         sealed = seal(b'"ref":%s' % canonical({"recipe": recipe, "name": name, "data": data}))
         path = self.path(recipe, name)
         with self._locks.writing(), fsops.explained("write a ref", path):
+            if self._mirror is not None:
+                self._mirror.put(path, sealed)
+                return
             fsops.make_folder(path.parent)
             fsops.sync_folder(self._layout.refs)
             temp = fsops.write_temp(self._layout.tmp, [sealed])
@@ -60,6 +64,8 @@ class Refs:
     def read(self, recipe: str, name: str) -> dict[str, Any] | None:
         """A ref's data; None where there is none, or, with a warning, where it is damaged."""
         path = self.path(recipe, name)
+        if self._mirror is not None:
+            self._mirror.pull(path)
         try:
             found = self.look(path)
         except FileNotFoundError:
@@ -87,6 +93,8 @@ class Refs:
     def paths(self) -> list[Path]:
         """Every file below refs/, odd ones too."""
         found = []
+        if self._mirror is not None:
+            self._mirror.pull_folder(self._layout.refs)
         for folder, _, names in os.walk(self._layout.refs):
             found += [Path(folder, name) for name in names]
         return sorted(found)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from replaygen.errors import ObjectMissing, StoreError
@@ -15,6 +15,7 @@ from replaygen.store.index import Stamp, stamp_of
 from replaygen.store.keys import check_digest, is_digest
 from replaygen.store.layout import Layout
 from replaygen.store.locks import Locks
+from replaygen.store.mirror import FRESH_SECONDS
 from replaygen.store.objects import Objects, discard, quarantine, settle, walk_shelves
 from replaygen.store.records import Glance, Record, glance, read_all
 
@@ -30,6 +31,7 @@ class Records:
         self._root = str(layout.records)
         self._objects = objects
         self._locks = locks
+        self._mirror = layout.mirror
         self._readonly = readonly
         self._durable_folders: set[Path] = set()
         self._memory: OrderedDict[str, tuple[Stamp, Record]] = OrderedDict()
@@ -40,8 +42,19 @@ class Records:
         check_digest(key, "key")
         return Path(self._root, key[:2], f"{key}.json")
 
-    def glance(self, key: str) -> Glance | None:
-        """The record, its bytes and key checked; None where there is none. StoreError where it is damaged."""
+    def bring(self, keys: Iterable[str]) -> None:
+        """Compare the local copies of many records with the bucket at once; nothing happens where there is none."""
+        if self._mirror is not None:
+            self._mirror.pull_some(self._layout.records, [self.path(key) for key in keys])
+
+    def glance(self, key: str, *, brought: bool = False) -> Glance | None:
+        """The record, its bytes and key checked; None where there is none. StoreError where it is damaged.
+
+        Args:
+            brought: `bring` was just asked for it.
+        """
+        if self._mirror is not None and not brought:
+            self._mirror.pull(self.path(key), fresh=FRESH_SECONDS)
         try:
             data = read_all(f"{self._root}/{key[:2]}/{key}.json")
         except FileNotFoundError:
@@ -60,6 +73,8 @@ class Records:
 
     def get(self, key: str) -> Record | None:
         """The record; None where there is none, or it is damaged and now in quarantine. Remembered by its stamp."""
+        if self._mirror is not None:
+            self._mirror.pull(self.path(key), fresh=FRESH_SECONDS)
         try:
             stamp = stamp_of(os.lstat(self.path(key)))
         except OSError:
@@ -69,7 +84,7 @@ class Records:
         if remembered is not None and remembered[0] == stamp:
             return remembered[1]
         try:
-            record = self.look(key)
+            record = self._parsed(key)
         except StoreError as error:
             self.quarantine(key, error.what)
             return None
@@ -81,8 +96,12 @@ class Records:
                     self._memory.popitem(last=False)
         return record
 
+    def _parsed(self, key: str) -> Record | None:
+        found = self.glance(key, brought=True)
+        return None if found is None else found.record()
+
     def publish(self, record: Record) -> Record:
-        """Publish a record by link; the loser of a race adopts the winner's.
+        """Publish a record by link, or by a conditional PUT; the loser of a race adopts the winner's.
 
         Where the record that is there read other inputs, or names an object that is missing or damaged, it is replaced.
 
@@ -103,6 +122,9 @@ class Records:
         path = self.path(record.key)
         with self._locks.key(record.key, None), self._locks.writing(), fsops.explained("replace a record", path):
             self._check_outputs(record)
+            if self._mirror is not None:
+                self._mirror.put(path, data)
+                return Record.from_json(data)
             temp = fsops.write_temp(self._layout.tmp, [data])
             try:
                 settle(path.parent, self._durable_folders)
@@ -117,15 +139,21 @@ class Records:
         """Remove a record; its going is durable on return."""
         path = self.path(key)
         with self._locks.key(key, None), self._locks.writing(), fsops.explained("remove a record", path):
+            if self._mirror is not None:
+                self._mirror.remove([path])
             fsops.remove(path)
             fsops.sync_folder(path.parent)
 
     def quarantine(self, key: str, why: str) -> None:
         """Move a record away, loudly. In read-only mode it is only reported."""
+        if self._mirror is not None:
+            self._mirror.remove_damaged(self.path(key))
         quarantine(self._layout, self.path(key), "record", why, readonly=self._readonly)
 
     def keys(self) -> Iterator[tuple[str, Path]]:
         """(key, path) of every record, and ("", path) of every file below records/ that is none."""
+        if self._mirror is not None:
+            self._mirror.pull_folder(self._layout.records)
         for name, path in walk_shelves(self._layout.records):
             key = name.removesuffix(".json")
             yield (key if is_digest(key) and path == self.path(key) else "", path)
@@ -135,6 +163,9 @@ class Records:
         path = self.path(record.key)
         with self._locks.writing(), fsops.explained("publish a record", path):
             self._check_outputs(record)
+            if self._mirror is not None:
+                ours = self._mirror.create(path, data)
+                return (Record.from_json(data) if ours else self.get(record.key)), ours
             temp = fsops.write_temp(self._layout.tmp, [data])
             try:
                 settle(path.parent, self._durable_folders)

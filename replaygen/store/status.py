@@ -37,13 +37,20 @@ class Statuses:
         self._records = records
         self._index = index
         self._made: dict[str, str] = {}
+        self._brought: frozenset[str] = frozenset()
+        self._sizes: dict[str, int] = {}
 
     def of(self, keys: Iterable[str]) -> dict[str, CacheStatus]:
         """The status of each key. StoreError where one is no key."""
         self._index.refresh()
         found: dict[str, CacheStatus] = {}
         read: dict[str, dict[str, str]] = {}
-        for key in keys:
+        wanted = list(keys)
+        if self._objects.in_bucket and len(wanted) > _FEW:
+            self._records.bring(check_digest(key, "key") for key in wanted)
+            self._brought = frozenset(wanted)
+            self._sizes = self._objects.listed()
+        for key in wanted:
             found[key] = self._of(check_digest(key, "key"), read)
         for key, inputs in read.items():
             changed = tuple(input_key for input_key, digest in inputs.items() if self._changed(input_key, digest))
@@ -53,14 +60,14 @@ class Statuses:
 
     def _of(self, key: str, read: dict[str, dict[str, str]]) -> CacheStatus:
         try:
-            record = self._records.glance(key)
+            record = self._records.glance(key, brought=key in self._brought)
             if record is None:
                 return CacheStatus("missing")
             self._made[key] = record.outputs_digest
             if record.read:
                 read[key] = record.read
             for name, digest, size in record.objects():
-                if self._objects.known(digest, size):
+                if self._sizes.get(digest) == size if self._brought else self._objects.known(digest, size):
                     continue
                 state = self._objects.check(digest, size)
                 if state != "good":
@@ -73,11 +80,14 @@ class Statuses:
         """Whether the record of an input now names other bytes than those that were read. Missing is not changed."""
         if key not in self._made:
             try:
-                record = self._records.glance(check_digest(key, "key"))
+                record = self._records.glance(check_digest(key, "key"), brought=key in self._brought)
                 self._made[key] = record.outputs_digest if record is not None else ""
             except StoreError:
                 self._made[key] = ""
         return self._made[key] not in {"", digest}
 
+
+_FEW = 8
+"""Keys that are asked for one by one in a bucket; more are answered by one listing of it."""
 
 _CACHED = CacheStatus("cached")

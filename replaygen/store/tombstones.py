@@ -27,6 +27,7 @@ from replaygen.store.records import read_all, seal, unseal
 _PHOTO = re.compile(r"[a-z0-9_-]{1,80}")
 _CRAWLED = re.compile(r"(?:[a-z0-9_-]+-)?(flickr-[0-9]{1,20}|web-[0-9a-f]{20})")
 _IDS = "give a photo id such as flickr-53412, or a sample id such as cow-flickr-53412, as reports show it"
+_WAIT_SECONDS = 60.0
 _CHECKED_LOCK = sha256_hex(b"checked.json")
 
 
@@ -86,6 +87,7 @@ class Tombstones:
 
     def paths(self) -> list[Path]:
         """Every file below tombstones/, odd ones too."""
+        self._bring()
         try:
             return sorted(self._layout.tombstones.iterdir())
         except FileNotFoundError:  # nothing was ever buried
@@ -125,6 +127,7 @@ class Tombstones:
 
     def bury(self, photos: Iterable[str], reason: str) -> None:
         """Give each photo a tombstone that asks for a purge; durable on return. The time of an earlier one stays."""
+        self._bring()
         for photo in sorted(photos_of(photos)):
             before = self._good(photo)
             at = before.at if before is not None and before.at else _now()
@@ -145,6 +148,7 @@ class Tombstones:
         Raises:
             StoreError: there is none, or the photo is not purged yet.
         """
+        self._bring()
         photo = name if _PHOTO.fullmatch(name) and self.path(name).exists() else photo_of(name)
         path = self.path(photo)
         with self._locks.writing(), fsops.explained("lift a tombstone", path):
@@ -154,6 +158,8 @@ class Tombstones:
             if found is None or not found.done:
                 raise StoreError(f"{photo} is buried but not purged yet, so its tombstone stays", where=str(path),
                                  hint="finish with `replaygen cache purge`, then lift it")  # fmt: skip
+            if self._layout.mirror is not None:
+                self._layout.mirror.remove([path])
             fsops.remove(path)
             fsops.sync_folder(path.parent)
         return found
@@ -163,6 +169,18 @@ class Tombstones:
         for photo in sorted(photos):
             before = self._good(photo) or Tombstone(photo, _now(), "")
             self._write(replace(before, done=True))
+
+    def _bring(self) -> None:
+        """Bring the tombstones of a bucket; what a purge elsewhere took leaves this folder, with unfinished work."""
+        mirror, folder = self._layout.mirror, self._layout.tombstones
+        if mirror is None:
+            return
+        listed = mirror.listed(folder.name)
+        if mirror.lacks(listed):
+            with self._locks.alone(_WAIT_SECONDS), fsops.explained("drop what was purged", self._layout.root):
+                for path in [*mirror.gone(), *self._layout.partial.iterdir(), *self._layout.quarantine.iterdir()]:
+                    fsops.remove_tree(path) if path.is_dir() else fsops.remove(path)
+        mirror.pull_folder(folder, listed)
 
     def _good(self, photo: str) -> Tombstone | None:
         path = self.path(photo)
@@ -175,6 +193,9 @@ class Tombstones:
         path = self.path(tombstone.photo)
         data = seal(b'"tombstone":%s' % canonical(asdict(tombstone)))
         with self._locks.writing(), fsops.explained("write a tombstone", path):
+            if self._layout.mirror is not None:
+                self._layout.mirror.put(path, data)
+                return
             fsops.make_folder(path.parent)
             fsops.replace_file(path, data, temps=self._layout.tmp)
 
@@ -188,6 +209,8 @@ class Checked:
 
     def look(self) -> dict[str, dict[str, Any]]:
         """All rows; none where there is no file. StoreError where it is damaged."""
+        if self._layout.mirror is not None:
+            self._layout.mirror.pull(self._layout.checked)
         try:
             data = read_all(str(self._layout.checked))
         except FileNotFoundError:
@@ -237,8 +260,12 @@ class Checked:
 
     def _write(self, rows: dict[str, dict[str, Any]]) -> None:
         path = self._layout.checked
+        data = seal(b'"checked":%s' % canonical(rows))
         with fsops.explained("note when photos were looked after", path):
-            fsops.replace_file(path, seal(b'"checked":%s' % canonical(rows)), temps=self._layout.tmp)
+            if self._layout.mirror is not None:
+                self._layout.mirror.put(path, data)
+                return
+            fsops.replace_file(path, data, temps=self._layout.tmp)
 
 
 def _checked_photo(photo: object) -> str:

@@ -106,7 +106,7 @@ def _good_objects(objects: Objects, damaged: list[Damage]) -> dict[str, int]:
             continue
         state = objects.check(digest, full=True)
         if state == "good":
-            sizes[digest] = path.stat().st_size
+            sizes[digest] = objects.size(digest)
         elif state == "damaged":
             damaged.append(Damage("object", digest, "its bytes differ from its name"))
             objects.quarantine(digest, "its bytes differ from its name")

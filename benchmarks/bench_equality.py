@@ -23,8 +23,9 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import cluster
 from common import QUICK, fresh_folder, replaygen, write
+
+from replaygen.testing.by_hand import cluster_by_hand
 
 RECIPE = """
 name = "equality"
@@ -159,8 +160,8 @@ def main() -> None:
         timed = bench.outputs("timed", "--workers", "0")
         whole = time.perf_counter() - began
         dask = {count: bench.outputs(f"dask-{count}", "--workers", str(count)) for count in (1, 2, 4)}
-        with cluster(workspace, 2) as address:
-            by_address = bench.outputs("address", "--scheduler", address)
+        with cluster_by_hand(workspace / "cluster") as by_hand:
+            by_address = bench.outputs("address", "--cluster", by_hand.address)
         chance = random.Random(0)
         killed = [bench.killed(number, len(inline), chance) for number in range(STORES_KILLED)]
         trained, accepted = _trained_and_labelled(workspace / "inline", bench.path)

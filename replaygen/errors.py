@@ -10,6 +10,8 @@ ReplaygenError
     ObjectMissing  no bytes under that name
     LockTimeout    another process holds the lock
   TaskError        a stage failed; names the task and how to look at it
+  ScheduleError    a job of the schedule that cannot be, or is not there (replaygen.schedule)
+  LogError         a log level or form that there is not (replaygen.logs)
 """
 
 from __future__ import annotations

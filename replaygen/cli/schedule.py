@@ -163,8 +163,8 @@ def run_now(name: Name, root: Root = "cache", as_json: Json = False) -> None:
     if is_held(lock_of(store.root, job.id)):
         raise ScheduleError(f"{name} is running now", hint="replaygen runs logs --follow")
     tick = ticks.extra(job, _now())
-    child = started(tick, job)
     with resumable():
+        child = started(tick, job)
         try:
             code = child.wait()
         except BaseException:
@@ -220,9 +220,9 @@ def serve(
 
     store = open_store(root)
     daemon = Daemon(store, started, at_once=at_once)
-    say(f"serving {len(daemon.jobs.all())} jobs of {store.address}", jobs=len(daemon.jobs.all()))
     try:
         with stopping():
+            say(f"serving {len(daemon.jobs.all())} jobs of {store.address}", jobs=len(daemon.jobs.all()))
             daemon.serve()
     except KeyboardInterrupt:
         say("stopped; what was interrupted goes on when this is started again")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from replaygen.errors import ReplaygenError
+from replaygen.holding import HELD
 from replaygen.plan import Plan
 from replaygen.plan.tables import QUEUES, RunTable
 from replaygen.plan.workspace import expand_path
@@ -48,6 +49,7 @@ def executor_for(
     """
     table, address = plan.recipe.table.run, address_of(plan.store)
     if client is None and table.cluster == "local" and not table.workers and table.adapt is None:
+        HELD.idle = table.idle
         yield Inline(address)
         return
     ours = client is None and not table.by_address

@@ -229,8 +229,8 @@ def methods() -> list[str]:
     if told is not None:
         lines += [
             "**Every method on the same data** (`make bench-methods`; trials on held-out training images, more of them "
-            "for ours, are in `methods-tuning.json`; on photos ours is RECALL trained on farther views of the same "
-            "photos):",
+            "for ours, are in `methods-tuning.json`; on photos ours is RECALL trained on photos that are chosen "
+            "as RECALL+ chooses and seen from farther away):",
             "",
         ]
         for scenario, title in SCENARIOS.items():
@@ -303,6 +303,47 @@ def _distractors(told: dict[str, dict[str, int]]) -> str:
     return "Goats, llamas and pigs planted among the answers: " + "; ".join(parts) + "."
 
 
+def scale() -> list[str]:
+    """Clusters, a bucket and the schedule."""
+    lines: list[str] = []
+    told, played = load("scale"), load("schedule")
+    if told is not None:
+        figures = told["figures"]
+        two, many = (figures[f"efficiency_{count}_workers"] for count in (2, 64))
+        rate = figures["tasks_per_second"]
+        details = figures["details"]
+        cold, warm = (details["s3"]["requests_per_shard"][name]["all"] for name in ("cold", "warm"))
+        kills = details["kills"]
+        lines += [
+            f"**Scale** (`{told['command']}`, 2 cores):",
+            "",
+            f"- Two Dask workers do what two bare processes do in {_share(two['crawl'])} (stages that wait) and "
+            f"{_share(two['compute'])} (stages that compute) of the speed; 64 workers whose tasks sleep are busy "
+            f"{100 * many['efficiency']:.0f} % of the time (bare `client.map`: {100 * many['bare']:.0f} %).",
+            f"- 1,000,000 samples, {rate['tasks']:,} shards: {rate['ours']:.0f} tasks/s with every record durable "
+            f"(`client.map` of a no-op: {rate['bare']:.0f}), planned in {rate['plan_seconds']:.0f} s; "
+            f"{figures['bytes_per_shard_through_scheduler'] / 1000:.1f} kB a shard through the scheduler, whose memory "
+            f"ends at {rate['scheduler_mb'][-1]:.0f} MB.",
+            f"- A store in a bucket (moto's server): {cold} requests a shard when built, {warm} when run again; "
+            f"{figures['s3_warm_recomputed']} shards made again.",
+            f"- {figures['kills_survived']} of {sum(kills['kills'].values())} SIGKILLs of workers survived with the "
+            f"bytes of a run in one process.",
+        ]
+    if played is not None:
+        figures = played["figures"]
+        lines.append(
+            f"- The schedule, {figures['simulated_months']} simulated months with "
+            f"{sum(figures['kills'].values())} kills: {figures['due']} due times, {figures['ticks']} ticks, "
+            f"{figures['coalesced']} coalesced, {figures['ticks_double']} double, {figures['ticks_lost']} lost "
+            f"(`{played['command']}`)."
+        )
+    return [*lines, ""] if lines else []
+
+
+def _share(told: dict[str, Any]) -> str:
+    return f"{100 * told['of_two_bare_processes']:.0f} %"
+
+
 def engine() -> list[str]:
     """What running costs, and what is equal."""
     lines = []
@@ -343,6 +384,7 @@ def main() -> None:
         *labels(),
         *photos("real-photos", "Real photographs: cat, dog | horse | cow | sheep"),
         *photos("real-photos-person", "With people: person, cat, dog | horse | cow | sheep"),
+        *scale(),
         *engine(),
     ]
     readme.write_text(between(readme.read_text(), "results", lines))

@@ -45,11 +45,17 @@ TIMED = Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s")
 """For files: when, how grave, who, what."""
 
 
+def of_interest(record: logging.LogRecord) -> bool:
+    """Whether a line is for users: what Dask says of its own workings is not, unless everything is asked for."""
+    return not record.name.startswith("distributed") or record.levelno >= logging.ERROR or logging.root.level <= 10
+
+
 class _Console(logging.StreamHandler[TextIO]):
     """Writes to what is standard error at that moment."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(of_interest)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

@@ -86,7 +86,8 @@ def test_given_certificates_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "job",
     [{"protocol": "tcp://"}, {"security": False}, {"scheduler_options": {"dashboard_address": ":8787"}},
-     {"scheduler_options": {"dashboard_address": "0.0.0.0:8787"}}],
+     {"scheduler_options": {"dashboard_address": "0.0.0.0:8787"}},
+     {"scheduler_options": {"protocol": "tcp://", "security": False}}],
 )  # fmt: skip
 def test_listening_in_the_clear_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
     """Neither the workers' protocol nor the dashboard, unless the recipe says `insecure`."""

@@ -204,14 +204,15 @@ def test_tasks_of_a_kind_of_worker_that_died_are_done_elsewhere(
     assert len(_outputs(plan)) == len(plan.slots)
 
 
-def test_a_gpu_is_given_to_one_local_worker(tmp_path: Path) -> None:
-    """Where this machine has one GPU, one of two workers has it to itself and the tasks that want one."""
+def test_a_gpu_is_given_to_one_local_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one GPU may be used, one of two workers has it to itself, by its own name, and the tasks that want one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with _preloaded(toys.PRELOAD), local_client(2, gpus=1) as client:
         told = client.scheduler_info(n_workers=-1)["workers"]
         assert sorted(about["resources"].get("GPU", 0) for about in told.values()) == [0, 1]
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert {name: value for name, value in seen.items() if value} == {
-            name: "0" for name, about in told.items() if about["resources"]
+            name: "3" for name, about in told.items() if about["resources"]
         }
         with get_task_stream(client=client) as stream:
             run(toys.toy_plan(Store(tmp_path / "store"), _tasks(4)), client)

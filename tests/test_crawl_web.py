@@ -187,7 +187,7 @@ def test_the_key_appears_nowhere(workspace: Workspace, tmp_path: Path, workers: 
     said = b""
     with LocalFlickr(workspace.data / "photos", key=CANARY, secret=CANARY[::-1], licences=(4,)) as flickr:
         environ = {**os.environ, **flickr.environment(), "REPLAYGEN_STATE": str(tmp_path / "rates"),
-                   "DASK_LOGGING__DISTRIBUTED": "debug"}  # fmt: skip
+                   "DASK_LOGGING__DISTRIBUTED": "debug", "REPLAYGEN_LOG_LEVEL": "DEBUG"}  # fmt: skip
         commands = [
             ["plan", str(path)],
             ["crawl", "fetch", str(path), "--workers", workers],

@@ -19,6 +19,7 @@ from replaygen.errors import StoreError
 from replaygen.plan import Recipe
 from replaygen.runs import ledger as ledgers
 from replaygen.runs import run
+from replaygen.runs.alive import held
 from replaygen.runs.ledger import ALIVE, Ledger
 from replaygen.runs.recorder import EVENTS, LOG, recording
 from replaygen.store import Store
@@ -145,6 +146,59 @@ def test_only_the_newest_runs_stay_and_none_that_runs(tmp_path: Path, monkeypatc
             ledger.about(name, state="done")
         assert [row.id for row in ledger.runs()] == ["99999999-5", "99999999-4", "99999999-3", first.id]
     assert sorted(path.name for path in (store.root / "runs").iterdir()) == sorted(row.id for row in ledger.runs())
+
+
+def test_the_newest_run_is_the_one_that_began_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the ids say: two of one second, or a clock that was set back."""
+    monkeypatch.setattr(ledgers, "KEPT", 2)
+    ledger = Ledger(Store(tmp_path / "store").root)
+    for name in ("c", "b", "a"):
+        ledger.begin(name, "x", who="me")
+        ledger.about(name, state="done")
+    assert [row.id for row in ledger.runs()] == ["a", "b"]
+    assert ledger.run("last").id == "a"
+
+
+def test_a_run_whose_files_cannot_be_removed_is_no_fault_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "KEPT", 1)
+    ledger = Ledger(Store(tmp_path / "store").root)
+    ledger.folder("a").parent.mkdir()
+    ledger.folder("a").write_text("no folder")
+    for name in ("a", "b"):
+        ledger.begin(name, "x", who="me")
+        ledger.about(name, state="done")
+    assert [row.id for row in ledger.runs()] == ["b"]
+
+
+def test_what_a_kill_left_of_a_run_without_a_row_goes_when_it_is_old(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path / "store").root)
+    for name in ("old", "fresh", "alive", "known"):
+        ledger.folder(name).mkdir(parents=True)
+        (ledger.folder(name) / LOG).write_text("")
+    (tmp_path / "mine").mkdir()
+    ledger.folder("link").symlink_to(tmp_path / "mine")
+    ledger.begin("known", "x", who="me")
+    with held(ledger.folder("alive") / ALIVE):
+        for name in ("old", "alive", "known", "link"):
+            os.utime(ledger.folder(name), (0, 0))
+        ledger.begin("next", "x", who="me")
+    assert sorted(path.name for path in (ledger.root / "runs").iterdir()) == ["alive", "fresh", "known", "link"]
+
+
+def test_what_others_wrote_down_moves_no_cursor(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from replaygen.cli.app import app
+
+    ledger = Ledger(Store(tmp_path / "store").root)
+    ledger.begin("one", "run \x1b]0;title\x07\x1b[2J", who="\x1b[31mme")
+    ledger.about("one", recipe="\x1b[1Ax", report="\x9b2Jpage", error="a\x1b[2Jb")
+    for command in ("ls", "show"):
+        said = CliRunner().invoke(app, ["runs", command, "--cache", str(ledger.root)]).stdout
+        assert "run" in said
+        assert not {"\x1b", "\x9b", "\x07"} & set(said)
 
 
 def test_a_store_that_cannot_be_written_has_no_row_and_no_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from conftest import BUILD_ONLY, Workspace
 from test_store_support import publish, skip_syncs
 
 from replaygen.errors import ReplaygenError
+from replaygen.plan.workspace import shipped
 from replaygen.runs import ledger
 from replaygen.runs.alive import held, is_held
 from replaygen.runs.ledger import Ledger
 from replaygen.schedule import Job, Jobs, ScheduleError, Tick, Ticks
-from replaygen.schedule.daemon import MOST_KILLED, MOST_STARTS, Daemon
+from replaygen.schedule.daemon import MOST_KILLED, MOST_STARTS, Daemon, started
+from replaygen.schedule.jobs import kept
 from replaygen.schedule.perform import BUSY, perform
 from replaygen.schedule.rehearsal import rehearse
 from replaygen.schedule.ticks import lock_of
@@ -236,11 +239,18 @@ def test_the_daemon_runs_what_falls_due(desk: Desk) -> None:
     assert (names.count("nightly"), names.count("weekly")) == (14, 2)
 
 
-def test_a_process_that_never_starts_is_a_failure_not_a_loop(desk: Desk) -> None:
+@pytest.mark.parametrize("state", ["due", "running", "interrupted"])
+def test_a_process_that_never_starts_is_a_failure_not_a_loop(desk: Desk, state: str) -> None:
+    """Also of a tick that was begun before, by a daemon that is gone."""
     desk.add("nightly", "0 3 * * *")
+    tick = desk.due("nightly", days=1)
+    assert tick is not None
+    if state != "due":
+        desk.ticks.claim(tick.id)
+    if state == "interrupted":
+        desk.ticks.end(tick.id, state)
     asked: list[int] = []
     daemon = daemon_of(desk, lambda tick: asked.append(tick.id) or 1)
-    desk.now += timedelta(days=1)
     for _ in range(3 * MOST_STARTS):
         daemon.look()
     assert len(asked) == MOST_STARTS
@@ -260,6 +270,89 @@ def test_a_tick_that_always_kills_its_process_is_named_in_the_end(desk: Desk) ->
         daemon.look()
     (tick,) = desk.ticks.history()
     assert (tick.state, tick.error) == ("failed", f"its process was killed {MOST_KILLED} times")
+
+
+def test_a_tick_that_takes_the_daemon_with_it_is_named_in_the_end(desk: Desk) -> None:
+    desk.add("nightly", "0 3 * * *")
+    desk.now += timedelta(days=1)
+    for _ in range(2 * MOST_KILLED):
+        daemon_of(desk, lambda tick: -9 if desk.ticks.claim(tick.id) else BUSY).look()
+    (tick,) = desk.ticks.history()
+    assert (tick.state, tick.tries) == ("failed", MOST_KILLED)
+
+
+def test_stops_in_order_are_no_kills(desk: Desk) -> None:
+    desk.add("nightly", "0 3 * * *")
+
+    def stopped(tick: Tick) -> int:
+        with contextlib.suppress(SystemExit):
+            desk.do(tick, code=143)
+        return 143
+
+    def killed(tick: Tick) -> int:
+        desk.ticks.claim(tick.id)
+        return -9
+
+    acts = [*[stopped] * (MOST_KILLED + 1), killed, desk.do]
+    daemon = daemon_of(desk, lambda tick: acts.pop(0)(tick))
+    desk.now += timedelta(days=1)
+    for _ in range(len(acts)):
+        daemon.look()
+    (tick,) = desk.ticks.history()
+    assert (tick.state, tick.tries) == ("done", MOST_KILLED + 3)
+
+
+class Stubborn(Ends):
+    """A process that has to be killed to stop."""
+
+    def poll(self) -> int:
+        return None  # type: ignore[return-value]
+
+    def terminate(self) -> None:
+        pass
+
+
+def test_a_run_that_had_to_be_killed_to_stop_was_stopped_in_order(desk: Desk) -> None:
+    desk.add("nightly", "0 3 * * *")
+    desk.now += timedelta(days=1)
+
+    def begun(tick: Tick, job: Job) -> Stubborn:
+        desk.ticks.claim(tick.id)
+        desk.ledger.begin("one", "x", who="me", tick=tick.id)
+        desk.ticks.runs_as(tick.id, "one")
+        return Stubborn(-9)
+
+    daemon = Daemon(desk.store, begun, clock=lambda: desk.now, tell=lambda message, **more: None)
+    daemon.look()
+    assert desk.ledger.run("one").state == "died"
+    daemon.stop()
+    assert desk.ledger.run("one").state == "interrupted"
+    assert [tick.state for tick in desk.ticks.open()] == ["interrupted"]
+
+
+def test_a_job_whose_folder_is_gone_fails_and_the_daemon_goes_on(desk: Desk, tmp_path: Path) -> None:
+    desk.add("bad", "0 2 * * *", folder=str(tmp_path / "gone"))
+    told: list[str] = []
+    daemon = Daemon(
+        desk.store, started, clock=lambda: desk.now, tell=lambda message, **more: told.append(message)
+    )  # fmt: skip
+    desk.now += timedelta(days=1)
+    daemon.look()
+    daemon.look()
+    (tick,) = desk.ticks.history()
+    assert tick.state == "failed"
+    assert str(tmp_path / "gone") in str(tick.error)
+    assert [str(tmp_path / "gone") in message for message in told] == [False, True]  # it fell due; it failed
+
+
+def test_a_model_that_cannot_be_read_is_no_matter_of_other_jobs(workspace: Workspace, desk: Desk) -> None:
+    (workspace.root / "model.safetensors").symlink_to("gone")
+    path = workspace.recipe(BUILD_ONLY + f'\n[train]\nbase_model = "{workspace.root}"\n')
+    desk.add("bad", None, watched="", do="run", recipe=str(path))
+    desk.add("good", "0 3 * * *")
+    desk.now += timedelta(days=1)
+    daemon_of(desk, desk.do).look()
+    assert [(tick.name, tick.state) for tick in desk.ticks.history()] == [("good", "done")]
 
 
 def test_a_job_that_is_wrong_does_not_keep_others_from_running(desk: Desk, tmp_path: Path) -> None:
@@ -314,6 +407,32 @@ def test_a_job_on_a_model_ticks_when_another_one_stands(desk: Desk) -> None:
     assert NOTHING != seen[0] != seen[1]
 
 
+def test_a_run_gives_one_tick_and_models_that_vanish_none(desk: Desk) -> None:
+    """Not when a training begins, not between its seeds, not when gc takes a model, not when the same one is back."""
+    watch, job = Watch(desk.store), desk.add("rebuild", None, watched="base")
+
+    def looked(models: dict[str, bytes], made: set[str]) -> bool:
+        nonlocal job
+        keys = {slot: publish(desk.store, {"s": slot, "v": str(data)}, data).key for slot, data in models.items()}
+        lacking = {slot: "0" * 64 for slot in models if slot not in made}
+        desk.store.write_ref("base", "plan", {"slots": {**keys, **lacking}})
+        seen = watch.look(job)
+        job = replace(job, seen=seen)
+        return seen != before[-1] and not before.append(seen)
+
+    before = [NOTHING]
+    first = {"train/base/seed0/step0": b"1", "train/base/seed1/step0": b"2"}
+    second = {"train/base/seed0/step0": b"3", "train/base/seed1/step0": b"4"}
+    assert not looked(first, set())
+    assert not looked(first, {"train/base/seed0/step0"})
+    assert looked(first, set(first))
+    assert not looked({}, set())
+    assert not looked(first, set())
+    assert not looked(first, set(first))
+    assert not looked(second, {"train/base/seed1/step0"})
+    assert looked(second, set(second))
+
+
 def test_a_base_model_is_looked_at_by_its_bytes(workspace: Workspace, desk: Desk) -> None:
     folder = workspace.root / "mine"
     folder.mkdir()
@@ -326,6 +445,18 @@ def test_a_base_model_is_looked_at_by_its_bytes(workspace: Workspace, desk: Desk
     (folder / "model.safetensors").write_bytes(b"two!")
     assert watch.look(job) == job.seen  # it may still be written
     assert watch.look(job) not in (job.seen, NOTHING)
+    (folder / "model.safetensors").unlink()
+    assert [watch.look(job) for _ in range(2)] == [job.seen] * 2
+
+
+def test_a_base_model_is_looked_for_with_the_changes_of_the_job(workspace: Workspace, desk: Desk) -> None:
+    workspace.recipe(BUILD_ONLY + '\n[train]\nbase_model = "mine"\n', "build")
+    for name in ("mine", "other"):
+        (workspace.root / name).mkdir()
+        (workspace.root / name / "model.safetensors").write_bytes(name.encode())
+    job = desk.add("rebuild", None, watched="", do="run", recipe="build", folder=str(workspace.root))
+    other = replace(job, changes=('train.base_model="other"',))
+    assert NOTHING != state_of(job, desk.store) != state_of(other, desk.store)
 
 
 # jobs
@@ -349,6 +480,20 @@ def test_a_command_has_the_day_of_its_tick(desk: Desk) -> None:
     assert job.arguments(due) == told
 
 
+def test_photos_are_looked_at_again_every_day(desk: Desk) -> None:
+    """Yesterday's look is some seconds more or less than a day ago."""
+    job = desk.add("photos", "@daily", do="revalidate", recipe="x.toml")
+    told = job.arguments(NOON)
+    assert told[:2] == ["crawl", "revalidate"]
+    assert float(told[told.index("--older-than") + 1]) < 0.5
+
+
+def test_installed_recipes_are_kept_by_name(tmp_path: Path) -> None:
+    installed = sorted((shipped() / "pipelines").glob("*.toml"))[0]
+    assert kept(installed) == installed.stem
+    assert kept(tmp_path / "pipelines" / installed.name) == str(tmp_path / "pipelines" / installed.name)
+
+
 def test_a_name_is_taken_once_and_unknown_names_have_a_hint(desk: Desk) -> None:
     desk.add("nightly", "0 3 * * *")
     with pytest.raises(ScheduleError, match="already"):
@@ -368,5 +513,6 @@ def test_a_unit_quotes_what_systemd_would_read_otherwise() -> None:
     assert 'ExecStart=/usr/bin/python3 -m replaygen --cache "/a b/50%%/$$x\\""' in text
     assert "WorkingDirectory=/a b/50%%" in text
     assert "EnvironmentFile=/e" in text
+    assert "OOMPolicy=continue" in text.splitlines()
     with pytest.raises(ScheduleError):
         unit(["x"], Path("/a\nExecStart=/bin/evil"))

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import BUILD_ONLY, Workspace
 from test_store_support import make_record, publish, skip_syncs
+from typer.testing import CliRunner
 
+from replaygen.cli.app import app
 from replaygen.store import Record, Store, fsops
 from replaygen.store.also import Brought, bring
 
@@ -93,3 +96,24 @@ def test_buried_photos_stay_buried(mine: Store, theirs: Store, monkeypatch: pyte
     assert bring(mine, theirs, [images.key, labels.key]) == Brought(0, 0, 0, 2)
     monkeypatch.setattr(Store, "buried_bytes", lambda _self: frozenset(["d" * 64]))
     assert bring(mine, theirs, [images.key, labels.key]).records == 2
+
+
+def test_the_command_is_a_live_run_for_gc(workspace: Workspace, theirs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it copies is named by no ref yet: its lease keeps it. A dry run takes none."""
+    recipe, root = workspace.recipe(BUILD_ONLY, "build"), workspace.root / "own"
+    wanted: list[tuple[set[str], set[str]]] = []
+
+    def looks(store: Store, other: Store, keys: dict[str, object], *, dry_run: bool) -> Brought:
+        leased = {key for lease in store._locks.leases()[0] for key in lease.keys}
+        wanted.append((leased, set(keys)))
+        return bring(store, other, keys, dry_run=dry_run)
+
+    monkeypatch.setattr("replaygen.store.also.bring", looks)
+    for more in ([], ["--dry-run"]):
+        given = ["cache", "bring", str(recipe), "--from", str(theirs.root), "--cache", str(root), *more]
+        done = CliRunner().invoke(app, given)
+        assert done.exit_code == 0, done.output
+    (leased, keys), (none, _) = wanted
+    assert leased == keys != set()
+    assert none == set()
+    assert Store(root)._locks.leases() == ([], [])

@@ -130,9 +130,9 @@ def shared(folder: Path) -> Path:
 
 
 def odd_modes(root: Path, *, everyone: bool = False) -> list[str]:
-    """What lies in a store and is not as the group needs it."""
+    """What lies in a store and is not as the group needs it; what a process left unfinished begins with a dot."""
     found = []
-    for path in [root, *root.rglob("*")]:
+    for path in [root, *(path for path in root.rglob("*") if not path.name.startswith("."))]:
         status = path.lstat()
         wanted = modes.folder_bits(everyone) if path.is_dir() else modes.file_bits(everyone)
         if stat.S_IMODE(status.st_mode) != wanted or status.st_gid != GROUP:

@@ -13,6 +13,7 @@ from test_store_support import make_record
 from replaygen.errors import ObjectDamaged, ObjectMissing, StoreError
 from replaygen.store import Record, Store
 from replaygen.store.keys import sha256_hex
+from replaygen.store.remote import Remote
 
 _OTHERS = [f"{number:064x}" for number in range(20)]
 """Keys of no record: so many that the bucket is listed."""
@@ -162,6 +163,41 @@ def test_a_damaged_object_in_the_bucket_is_never_served(
     assert rebuilt.status(record.key).state == "damaged"
     rebuilt.replace(make_record({"text": "cow"}, {"images": rebuilt.put(b"cow")}))
     assert machines.store("other").read(digest) == b"cow"
+
+
+def test_one_bad_read_deletes_nothing(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the network turned is read again before it counts as damaged."""
+    digest = machines.store("one").put(b"cow").digest
+    stream, turned = Remote.stream, []
+
+    def turns_the_first(remote: Remote, name: str) -> tuple[str, Iterator[bytes]] | None:
+        found = stream(remote, name)
+        if found is None or turned:
+            return found
+        turned.append(b"".join(found[1]))
+        return found[0], iter([b"dog"])
+
+    monkeypatch.setattr(Remote, "stream", turns_the_first)
+    other = machines.store("other")
+    assert other.read(digest) == b"cow"
+    assert turned == [b"cow"]
+    assert f"objects/{digest[:2]}/{digest}" in names(machines.address)
+    assert [*(other.root / "quarantine").iterdir(), *(other.root / "tmp").iterdir()] == []
+
+
+def test_unfinished_work_of_a_running_task_outlives_a_purge_elsewhere(machines: Machines) -> None:
+    """What nobody is at goes when a new tombstone is seen; what a task of this machine is at stays."""
+    one, other = machines.store("one"), machines.store("other")
+    running, left = "a" * 64, "b" * 64
+    for key in (running, left):
+        (other.partial(key) / "half").write_text("half a fit")
+    one.bury(["flickr-1"])
+    with other.lock(running):
+        assert other.tombstones().keys() == {"flickr-1"}
+    assert [path.name for path in (other.root / "partial").iterdir()] == [running]
+    one.bury(["flickr-2"])
+    other.tombstones()
+    assert [*(other.root / "partial").iterdir()] == []
 
 
 def test_a_cut_object_is_seen_by_its_size_and_healed(machines: Machines) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated
 
@@ -137,6 +138,7 @@ def share(
         raise StoreError("a bucket has no file modes", where=root, hint="its owner says who may use it: see its policy")
     if (private and (group is not None or everyone)) or (everyone and group is None):
         raise typer.BadParameter("--private stands alone, and --everyone needs --group")
+    _refuse_other_files(root)
     folder = (Store(root) if group is not None or private else open_store(root, readonly=True)).root
     if group is not None:
         told = share_with(folder, group, everyone=everyone)
@@ -155,6 +157,22 @@ def share(
         print(f"{told.left_count} belong to other users, who have to give the same command: {', '.join(told.left[:3])}")
 
 
+def _refuse_other_files(root: str) -> None:
+    """A folder with files in it that is no store: whose they are is not for a store to decide."""
+    from pathlib import Path
+
+    from replaygen.errors import StoreError
+
+    folder, of_a_workspace = Path(root), {"README.md", ".gitignore"}
+    if (folder / "format").is_file() or not folder.is_dir():
+        return
+    if {path.name for path in folder.iterdir()} - of_a_workspace:
+        raise StoreError(
+            "this folder is no store and holds files; their modes are left as they are", where=str(folder),
+            hint="name a store, or a new or empty folder",
+        )  # fmt: skip
+
+
 @app.command()
 def bring(
     recipe: RecipeName,
@@ -169,7 +187,9 @@ def bring(
     from replaygen.store.also import bring as bring_from
 
     found, store = open_recipe(recipe, changes, cache_root, reads=dry_run)
-    told = bring_from(store, open_store(source, readonly=True), found.plan(store).tasks, dry_run=dry_run)
+    tasks = found.plan(store).tasks
+    with nullcontext() if dry_run else store.lease(found.name, tasks):
+        told = bring_from(store, open_store(source, readonly=True), tasks, dry_run=dry_run)
     if as_json:
         print(json.dumps(asdict(told)))
         return

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from replaygen.cli.options import Cluster, Json, RecipeName, Set, Workers, open_recipe
+from replaygen.cli.options import Cluster, Json, RecipeName, Set, Workers, load_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Job scripts and certificates of Dask clusters.")
 
@@ -28,7 +28,7 @@ def script(
     from replaygen.plan.tables import QUEUES
     from replaygen.runs.jobs import job_script
 
-    found, _ = open_recipe(recipe, changes, None, how(workers, cluster), reads=True)
+    found = load_recipe(recipe, changes, how(workers, cluster))
     table = found.table.run
     if table.cluster not in QUEUES:
         raise RecipeError(

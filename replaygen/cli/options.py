@@ -27,35 +27,40 @@ Cluster = Annotated[
 Root = Annotated[str, typer.Option("--cache", help="the store: a folder or s3://bucket/prefix")]
 
 
-def open_recipe(
-    name: str, changes: list[str] | None, cache_root: str | None, extra: dict[str, Any] | None = None,
-    *, reads: bool = False,
-) -> tuple[Recipe, Store]:  # fmt: skip
-    """The recipe with `--set` laid over it, and the store to use.
+def load_recipe(name: str, changes: list[str] | None, extra: dict[str, Any] | None = None) -> Recipe:
+    """The recipe with `--set` laid over it; no store is opened.
 
     Args:
         name: a recipe's file or name.
         changes: KEY=VALUE, each VALUE in TOML.
-        cache_root: the store's address; None: the recipe's.
         extra: further changes, dotted key -> value, below `changes`.
+    """
+    from replaygen.plan import Recipe
+    from replaygen.plan.changes import changes_of
+
+    return Recipe.load(name, {**(extra or {}), **changes_of(changes or [])})
+
+
+def open_recipe(
+    name: str, changes: list[str] | None, cache_root: str | None, extra: dict[str, Any] | None = None,
+    *, reads: bool = False,
+) -> tuple[Recipe, Store]:  # fmt: skip
+    """The recipe of `load_recipe`, and the store to use.
+
+    Args:
+        cache_root: the store's address; None: the recipe's.
         reads: the command only reads: a store that this user cannot write is opened read-only.
     """
-    import tomllib
-
-    from replaygen.errors import RecipeError
-    from replaygen.plan import Recipe
+    from replaygen.errors import StoreError
     from replaygen.store import Store
 
-    laid = dict(extra or {})
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        try:
-            laid[key.strip()] = tomllib.loads(f"x = {value}")["x"] if equals else True
-        except tomllib.TOMLDecodeError:
-            raise RecipeError(
-                f"--set {change!r}: the value is no TOML", hint="quote text: --set 'data.path=\"photos\"'"
-            ) from None
-    recipe = Recipe.load(name, laid)
+    recipe = load_recipe(name, changes, extra)
+    address = cache_root if cache_root is not None else recipe.store_address()
+    if not reads and not may_write(str(address)):
+        raise StoreError(
+            "you cannot write to this store", where=str(address),
+            hint=f"copy what is there to one of yours: replaygen cache bring {name} --from {address} --cache YOURS",
+        )  # fmt: skip
     if cache_root is not None:
         return recipe, Store(cache_root, readonly=reads and not may_write(cache_root))
     store = recipe.store()

@@ -93,6 +93,8 @@ _PACKAGES = {
     "pytorch_pretrained_biggan": "biggan", "diffusers": "diffusion",
     "flickrapi": "crawl", "urllib3": "crawl", "pyrate_limiter": "crawl", "protego": "crawl", "simplejpeg": "crawl",
     "cv2": "inpaint crawl", "imagehash": "crawl", "pyarrow": "crawl",
+    "dask_jobqueue": "jobqueue", "cryptography": "jobqueue", "bokeh": "dashboard", "s3fs": "s3",
+    "apscheduler": "schedule",
 }  # fmt: skip
 """The extras that bring a package, by the name under which it is imported."""
 

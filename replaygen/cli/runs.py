@@ -36,12 +36,14 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """The newest runs: when, what, and what became of them."""
+    from replaygen.report.text import plain
+
     rows = _ledger(root).runs(limit)
     if as_json:
         print(json.dumps({"runs": [_plain(row) for row in rows]}, ensure_ascii=False))
         return
     for row in rows:
-        print(f"{row.id}  {row.state:<12}{_took(row):>10}  {row.recipe or '-':<20} {row.command}")
+        print(plain(f"{row.id}  {row.state:<12}{_took(row):>10}  {row.recipe or '-':<20} {row.command}"))
 
 
 @app.command()
@@ -56,16 +58,16 @@ def show(run: RunId = "last", root: Root = "cache", as_json: Json = False) -> No
     if as_json:
         print(json.dumps({**_plain(row), "tasks": stages, "failures": failures}, ensure_ascii=False))
         return
-    print(f"{row.id}: {row.state}" + (f" after {_took(row)}" if row.ended else ""))
+    print(plain(f"{row.id}: {row.state}" + (f" after {_took(row)}" if row.ended else "")))
     told = {"command": row.command, "recipe": row.recipe, "hash": row.recipe_hash, "started": row.started,
             "ended": row.ended, "by": row.who, "tick": row.tick, "report": row.report, "files": row.folder}  # fmt: skip
     for name, value in told.items():
         if value is not None:
-            print(f"  {name:<10}{value}")
+            print(plain(f"  {name:<10}{value}"))
     for stage, count in stages.items():
-        print(f"  {count:>6} tasks done of {stage}")
+        print(plain(f"  {count:>6} tasks done of {stage}"))
     for event in failures:
-        print(f"  failed    {event.get('slot')}: {plain(str(event.get('error')))}")
+        print(plain(f"  failed    {event.get('slot')}: {event.get('error')}"))
     if row.error:
         print("  error     " + "\n            ".join(plain(line) for line in row.error.splitlines()))
 

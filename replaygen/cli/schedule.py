@@ -62,7 +62,7 @@ def add(
 
     from replaygen.runs.ledger import Ledger
     from replaygen.schedule import Job, Jobs, ScheduleError
-    from replaygen.schedule.jobs import Do, check
+    from replaygen.schedule.jobs import Do, check, kept
     from replaygen.schedule.watch import state_of
 
     if on not in (None, "model"):
@@ -74,7 +74,7 @@ def add(
     path, store = None, None
     if recipe is not None:
         found, store = open_recipe(recipe, tried, cache_root)
-        path = str(found.path.resolve())
+        path = kept(found.path)
     store = store or open_store(cache_root or "cache")
     watched = None if on is None else "" if of is None else open_recipe(of, None, store.address)[0].name
     chosen: Do = do  # type: ignore[assignment]  # checked next
@@ -106,6 +106,7 @@ def _local_zone() -> str:
 @app.command()
 def ls(root: Root = "cache", as_json: Json = False) -> None:
     """The jobs: what, when, when next, and what became of the last time."""
+    from replaygen.report.text import plain
     from replaygen.schedule import Ticks
 
     _, jobs = _jobs(root)
@@ -118,7 +119,7 @@ def ls(root: Root = "cache", as_json: Json = False) -> None:
     for job, last in rows:
         next_one = "paused" if job.paused else _next_of(job) or job.when()
         recipe = Path(job.recipe).stem if job.recipe else "-"
-        print(f"{job.name:<20} {job.do:<11}{recipe:<20} {next_one}" + (f"; last: {last.state}" if last else ""))
+        print(plain(f"{job.name:<20} {job.do:<11}{recipe:<20} {next_one}" + (f"; last: {last.state}" if last else "")))
 
 
 @app.command()
@@ -144,7 +145,8 @@ def resume(name: Name, root: Root = "cache", as_json: Json = False) -> None:
 
     store, jobs = _jobs(root)
     job = jobs.named(name)
-    job = jobs.resume(name, _now(), state_of(job, store) if job.cron is None else None)
+    seen = (state_of(job, store) or job.seen) if job.cron is None else None
+    job = jobs.resume(name, _now(), seen)
     print(json.dumps(_plain(job), ensure_ascii=False) if as_json else f"{name}: {_next_of(job) or job.when()}")
 
 
@@ -164,7 +166,11 @@ def run_now(name: Name, root: Root = "cache", as_json: Json = False) -> None:
         raise ScheduleError(f"{name} is running now", hint="replaygen runs logs --follow")
     tick = ticks.extra(job, _now())
     with resumable():
-        child = started(tick, job)
+        try:
+            child = started(tick, job)
+        except ScheduleError as error:
+            ticks.end(tick.id, "failed", error.what)
+            raise
         try:
             code = child.wait()
         except BaseException:
@@ -204,8 +210,8 @@ def history(
     for row in rows:
         missed = f", {row.missed} before it" if row.missed else ""
         again = f", begun {row.tries} times" if row.tries > 1 else ""
-        error = f": {plain(row.error.splitlines()[0])}" if row.error else ""
-        print(f"{row.due[:19]}Z  {row.name:<20} {row.state}{missed}{again}  {row.run or ''}{error}")
+        error = f": {row.error.splitlines()[0]}" if row.error else ""
+        print(plain(f"{row.due[:19]}Z  {row.name:<20} {row.state}{missed}{again}  {row.run or ''}{error}"))
 
 
 @app.command()

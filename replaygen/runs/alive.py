@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from replaygen.store import fsops
+from replaygen.store.flocks import OpenLock, is_held, tried
 
-_held: set[int] = set()
-
-
-def _close_in_child() -> None:
-    for descriptor in _held:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
+__all__ = ["held", "is_held"]
 
 
 @contextlib.contextmanager
@@ -32,37 +22,12 @@ def held(path: Path, *, note: str = "") -> Iterator[bool]:
         note: who holds it, for people.
     """
     with fsops.explained("take a lock", path):
-        descriptor = fsops.open_lock_file(path)
+        lock = OpenLock(path)
     try:
-        got = _try(descriptor, fcntl.LOCK_EX)
+        got = tried(lock.descriptor, fcntl.LOCK_EX)
         if got:
-            _held.add(descriptor)
             with contextlib.suppress(OSError):
-                fsops.note(descriptor, path, note.encode())
+                fsops.note(lock.descriptor, path, note.encode())
         yield got
     finally:
-        if descriptor in _held or not got:
-            _held.discard(descriptor)
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
-def is_held(path: Path) -> bool:
-    """Whether anybody holds the lock of a file now; False where there is none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        return not _try(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
-
-
-def _try(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.release()

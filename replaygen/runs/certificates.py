@@ -25,6 +25,8 @@ def make_certificates(folder: Path, days: int = 365) -> list[Path]:
         raise ReplaygenError("certificates are there already", where=str(there[0]), hint="name another folder")
     contents = _signed(days)
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):  # a folder of its own: git shall not take the key
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     for path, content in zip(paths, contents, strict=True):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if path.name == "key.pem" else 0o644)
         with os.fdopen(handle, "wb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,17 +251,20 @@ def gpus_here() -> int:
 
 
 def _with_gpus(gpus: int) -> type[Any]:
-    """A local cluster whose first workers have a GPU each and the resource "GPU"; a worker that went gives it back."""
+    """A local cluster whose first workers have a GPU each and the resource "GPU", and whose others see none; a worker
+    that went gives it back."""
     from distributed import LocalCluster
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = ([name.strip() for name in named if name.strip()] or [str(gpu) for gpu in range(gpus)])[:gpus]
 
     class WithGpus(LocalCluster):
         def new_worker_spec(self) -> dict[Any, Any]:
             ((name, spec),) = super().new_worker_spec().items()  # type: ignore[no-untyped-call]
             taken = {one["options"].get("env", {}).get("CUDA_VISIBLE_DEVICES") for one in self.worker_spec.values()}
-            free = next((str(gpu) for gpu in range(gpus) if str(gpu) not in taken), None)
-            if free is None:
-                return {name: spec}
-            options = {**spec["options"], "resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": free}}
+            free = next((name for name in names if name not in taken), None)
+            own = {"resources": {"GPU": 1}} if free else {}
+            options = {**spec["options"], **own, "env": {"CUDA_VISIBLE_DEVICES": free or ""}}
             return {name: {**spec, "options": options}}
 
     return WithGpus

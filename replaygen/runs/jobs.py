@@ -162,8 +162,9 @@ def _in_the_clear(table: RunTable, options: dict[str, Any]) -> bool:
     Raises:
         RecipeError: it would, or would show its dashboard to others, and the recipe does not say `insecure`.
     """
-    dashboard = str(options["scheduler_options"]["dashboard_address"])
-    clear = not str(options.get("protocol") or "tls").startswith("tls") or not options.get("security", True)
+    listening = {**options, **options["scheduler_options"]}  # dask-jobqueue lays these over the others
+    dashboard = str(listening["dashboard_address"])
+    clear = not str(listening.get("protocol") or "tls").startswith("tls") or not listening.get("security", True)
     if not table.insecure and (clear or not is_loopback(f"tcp://{dashboard}")):
         raise RecipeError(
             "[run.job] would have Dask listen in the clear",

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ synchronous = "FULL"
 
 _APPLICATION = 0x72676C31
 _PATIENCE = 30.0
+_STRAY = 86400.0
 _TABLES = (
     """CREATE TABLE runs (
         id TEXT PRIMARY KEY, command TEXT NOT NULL, recipe TEXT, recipe_hash TEXT, started TEXT NOT NULL, ended TEXT,
@@ -163,7 +165,7 @@ class Ledger:
 
     def runs(self, limit: int = -1) -> list[RunRow]:
         """The newest runs, newest first; all of them with a negative limit."""
-        return [self._row(row) for row in self.ask("SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,))]
+        return [self._row(row) for row in self.ask("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", (limit,))]
 
     def run(self, name: str) -> RunRow:
         """A run by its id or a beginning of it; `last` is the newest.
@@ -190,11 +192,38 @@ class Ledger:
         return RunRow(**told, counts=json.loads(counts) if counts else None, folder=folder)
 
     def _trim(self) -> None:
-        for row in map(self._row, self.ask("SELECT * FROM runs ORDER BY id DESC LIMIT -1 OFFSET ?", (KEPT,))):
+        for row in map(self._row, self.ask("SELECT * FROM runs ORDER BY rowid DESC LIMIT -1 OFFSET ?", (KEPT,))):
             if row.state != "running":
-                fsops.remove_tree(row.folder)
+                _clear(row.folder)
                 with self.change() as rows:
                     rows.execute("DELETE FROM runs WHERE id = ?", (row.id,))
+        for folder in self._strays():
+            _clear(folder)
+
+    def _strays(self) -> list[Path]:
+        """Folders of runs that no row tells of, as a kill leaves them, a day old."""
+        known = {row["id"] for row in self.ask("SELECT id FROM runs")}
+        try:
+            found = list(os.scandir(self.root / "runs"))
+        except OSError:
+            return []
+        return [
+            Path(entry.path) for entry in found
+            if entry.name not in known and _is_old_folder(entry) and not is_held(Path(entry.path, ALIVE))
+        ]  # fmt: skip
+
+
+def _is_old_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False) and time.time() - entry.stat().st_mtime > _STRAY
+    except OSError:
+        return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run's folder as far as this user may; what is left is no fault of the run that starts now."""
+    with contextlib.suppress(OSError):
+        fsops.remove_tree(folder)
 
 
 def now_text() -> str:

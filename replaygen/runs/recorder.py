@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from replaygen.canonical import digest_of
 from replaygen.errors import StoreError
-from replaygen.logs import TIMED, redacted
+from replaygen.logs import TIMED, in_json, of_interest, redacted
 from replaygen.runs.alive import held
 from replaygen.runs.ledger import ALIVE, Ledger, now_text
 from replaygen.runs.progress import Progress, Quiet
@@ -44,6 +44,7 @@ class Recorder:
         id: the run's, empty where nothing can be written.
         folder: where the run's files go; None where nothing can be written.
         shown: who shows the progress to people.
+        tells: what is done goes to the log too, since that does not hold what `shown` says.
     """
 
     current: Recorder | None = None
@@ -54,6 +55,7 @@ class Recorder:
         self.id = run
         self.shown = shown
         self.folder = ledger.folder(run) if ledger is not None else None
+        self.tells = False
         self._broken = False
         self._at_end: dict[str, Any] = {}
 
@@ -103,6 +105,8 @@ class Recorder:
             seconds=round(outcome.seconds, 3), requested=outcome.requested, accepted=outcome.accepted,
             rejected=outcome.rejected, failed=outcome.failed, bytes=outcome.bytes,
         )  # fmt: skip
+        if self.tells:
+            log.info("%s: %s in %.1f s, %d accepted", task.slot, outcome.state, outcome.seconds, outcome.accepted)
         self.shown.done(task, outcome)
 
     def failed(self, task: Task, error: BaseException, again: bool) -> None:
@@ -114,6 +118,8 @@ class Recorder:
     def note(self, message: str, **fields: Any) -> None:
         """Anything that a person wants to know."""
         self.event("note", message=redacted(message), **fields)
+        if self.tells:
+            log.info("%s", message)
         self.shown.note(message, **fields)
 
     def close(self) -> None:
@@ -185,12 +191,15 @@ def _begun(
     if not _kept(begin):
         return False
     _redirect(folder / LOG) if redirect else until.enter_context(_logged(folder / LOG))
+    recorder.tells = not redirect and not in_json()
     recorder.event("begin", run=recorder.id, command=redacted(command), tick=tick, who=_who())
     return True
 
 
 def _end(recorder: Recorder, state: str, error: str | None) -> None:
     recorder.event("end", state=state, error=error)
+    if recorder.tells:
+        log.info("%s%s", state, f": {error}" if error else "")
     recorder.about(**recorder._at_end, state=state, error=error, ended=now_text())
 
 
@@ -221,6 +230,7 @@ def _logged(path: Path) -> Iterator[None]:
     """What is logged within, from INFO on, also goes to a file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(TIMED)
+    handler.addFilter(of_interest)
     handler.setLevel(min(logging.INFO, logging.getLogger().level or logging.INFO))
     ours = logging.getLogger("replaygen")
     before = ours.level

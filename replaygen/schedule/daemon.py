@@ -75,7 +75,8 @@ class Daemon:
         self._tell = tell
         self._watch = Watch(store)
         self._watched = -WATCH
-        self._starts: Counter[tuple[int, int]] = Counter()
+        self._tries: dict[int, int] = {}  # of each running tick, how often it had been begun before
+        self._starts: Counter[int] = Counter()
         self._odd: dict[str, str] = {}
         fsops.make_folder(store.root / "schedule")
 
@@ -119,10 +120,11 @@ class Daemon:
                 tick = self.ticks.changed(job, seen, now) if seen != (job.seen or "") else None
             else:
                 return
-        except ReplaygenError as error:
-            if self._odd.get(job.name) != error.what:
+        except (ReplaygenError, OSError) as error:
+            what = error.what if isinstance(error, ReplaygenError) else str(error)
+            if self._odd.get(job.name) != what:
                 self._tell(f"{job.name}: {error}", grave=True, job=job.name)
-            self._odd[job.name] = error.what
+            self._odd[job.name] = what
             return
         self._odd.pop(job.name, None)
         if tick is not None:
@@ -139,21 +141,20 @@ class Daemon:
                 self._ended(number, code)
 
     def _ended(self, number: int, code: int) -> None:
-        tick = self.ticks.get(number)
+        tick, tries = self.ticks.get(number), self._tries.pop(number)
         if tick is None or code == BUSY:
             return
         if tick.state in ("done", "failed"):
             self._tell(
                 f"{tick.name}: {tick.state}" + (f" ({tick.error})" if tick.error else ""), tick=number, run=tick.run
             )
-        elif tick.state == "running" and tick.tries >= MOST_KILLED:
-            self.ticks.end(number, "failed", f"its process was killed {tick.tries} times")
-        elif tick.state != "due":
-            self._tell(f"{tick.name} ended before it was done (exit code {code}); it is begun again", tick=number)
-        self._starts[number, tick.tries] += 1
-        if tick.state == "due" and self._starts[number, tick.tries] >= MOST_STARTS:
-            self.ticks.end(number, "failed", f"its process does not start (exit code {code})")
-            self._tell(f"{tick.name}: its process does not start (exit code {code})", grave=True, tick=number)
+        elif tick.tries > tries:
+            del self._starts[number]
+            self._tell(f"{tick.name} ended before it was done (exit code {code})", tick=number)
+        else:
+            self._starts[number] += 1
+            if self._starts[number] >= MOST_STARTS:
+                self._fail(tick, f"its process does not start (exit code {code})")
 
     def _begin(self, jobs: dict[int, Job]) -> None:
         """Start processes for ticks that wait: of each job the one that fell due first, if none of it runs."""
@@ -167,24 +168,51 @@ class Daemon:
                 continue
             if len(busy) >= self._at_once:
                 return
-            if tick.job not in busy and not jobs[tick.job].paused:
+            if tick.job not in busy and not jobs[tick.job].paused and self._begun(tick, jobs[tick.job]):
                 busy.add(tick.job)
-                self.running[tick.id] = self._spawn(tick, jobs[tick.job])
+
+    def _begun(self, tick: Tick, job: Job) -> bool:
+        kills = self.ticks.kills(tick)
+        if kills >= MOST_KILLED:
+            self._fail(tick, f"its process was killed {kills} times")
+            return False
+        self._tries[tick.id] = tick.tries
+        try:
+            self.running[tick.id] = self._spawn(tick, job)
+        except ScheduleError as error:
+            self._fail(tick, str(error))
+            return False
+        return True
+
+    def _fail(self, tick: Tick, error: str) -> None:
+        if self.ticks.end(tick.id, "failed", error):
+            self._tell(f"{tick.name}: {error}", grave=True, tick=tick.id)
 
     def stop(self) -> None:
         """End what runs: politely, and after `PATIENCE` seconds for certain. It is begun again when served again."""
         stop_all(self.running.values())
         for number in self.running:
-            self.ticks.end(number, "interrupted", "the daemon stopped")
+            self.ticks.stopped(number, self._tries[number])
         self.running.clear()
+        self._tries.clear()
 
 
 def started(tick: Tick, job: Job) -> Child:
-    """The process that does a tick: this interpreter's `replaygen schedule tick`, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "replaygen", "schedule", "tick", str(tick.id), "--cache", job.address],
-        cwd=job.folder, stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    """The process that does a tick: this interpreter's `replaygen schedule tick`, in a session of its own.
+
+    Raises:
+        ScheduleError: it cannot be started, such as where the job's folder is gone.
+    """
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "replaygen", "schedule", "tick", str(tick.id), "--cache", job.address],
+            cwd=job.folder, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise ScheduleError(
+            f"the process of {job.name} does not start: {error.strerror}", where=str(error.filename or job.folder),
+            hint="a job runs in the folder where it was added: put that back, or remove the job and add it elsewhere",
+        ) from None  # fmt: skip
 
 
 def stop_all(children: Iterable[Child]) -> None:

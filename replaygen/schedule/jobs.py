@@ -19,6 +19,8 @@ __all__ = ["Do", "Job", "Jobs", "ScheduleError"]
 Do = Literal["run", "verify", "gc", "revalidate"]
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_LOOKED_AT = "0.4"
+"""Days that a photo counts as looked at; no sum of times between ticks, such as 0.5 or 1, that seconds would decide."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
 
 
@@ -29,7 +31,7 @@ class Job:
     Attributes:
         id: never used again, also when the job is removed.
         do: run a recipe, verify the store, gc it, or ask again for every photo of a recipe.
-        recipe: a recipe's file, for run and revalidate.
+        recipe: a recipe's file, or the name of an installed one, for run and revalidate.
         cron: a cron line; None where a model is waited for.
         zone: the time zone of `cron` and of `{date}`.
         watched: the recipe whose trained models are waited for; "" for the own recipe's `train.base_model`; None
@@ -60,10 +62,14 @@ class Job:
         store = ["--cache", self.address]
         if self.do in ("verify", "gc"):
             return ["cache", self.do, *store]
-        told = ["run"] if self.do == "run" else ["crawl", "revalidate"]
-        date = due.astimezone(Cron("@daily", self.zone).at).date().isoformat()
-        changes = [part for change in self.changes for part in ("--set", change.replace("{date}", date))]
+        told = ["run"] if self.do == "run" else ["crawl", "revalidate", "--older-than", _LOOKED_AT]
+        changes = [part for change in self.changes_on(due) for part in ("--set", change)]
         return [*told, self.recipe or "", *store, *changes]
+
+    def changes_on(self, due: datetime) -> list[str]:
+        """The KEY=VALUEs of a tick, with its day in place of `{date}`."""
+        date = due.astimezone(Cron("@daily", self.zone).at).date().isoformat()
+        return [change.replace("{date}", date) for change in self.changes]
 
     def when(self) -> str:
         """When it runs, for people."""
@@ -178,6 +184,9 @@ def _job(row: sqlite3.Row) -> Job:
     )  # fmt: skip
 
 
-def resolved(recipe: str, folder: Path) -> str:
-    """A recipe's name or file as a job keeps it: names stay names, files become whole paths."""
-    return str((folder / recipe).resolve()) if recipe.endswith(".toml") else recipe
+def kept(recipe: Path) -> str:
+    """A recipe's file as a job keeps it: an installed one by its name, for installations move; others whole."""
+    from replaygen.plan.workspace import shipped
+
+    path = recipe.resolve()
+    return path.stem if path.parent == shipped() / "pipelines" else str(path)

@@ -149,7 +149,7 @@ class _Stage:
     def _live(self, store: Store, end: datetime, dice: random.Random) -> int:
         days = dice.expovariate(_PROBABLE[1])
         if days < 60:
-            _kill_at(int(days * 12) + dice.randrange(12))
+            _kill_at(int(days * 3) + dice.randrange(12))  # a day has about three transactions of the daemon
         daemon = Daemon(
             store, lambda tick, job: self._tick(store, tick, dice), clock=lambda: self.now, at_once=2, tell=_silent
         )

@@ -143,6 +143,32 @@ class Ticks:
         with self.ledger.change() as rows:
             return _end(rows, number, state, error)
 
+    def kills(self, tick: Tick) -> int:
+        """How often the process of a tick that nobody is at was killed; 0 where it came to an end of its own.
+
+        Stops in order do not count: their runs are `interrupted`.
+        """
+        if tick.state != "running":
+            return 0
+        runs = {row["id"]: row["state"] for row in self.ledger.ask("SELECT * FROM runs WHERE tick = ?", (tick.id,))}
+        ended = runs.get(tick.run) in ("done", "failed")
+        return 0 if ended else tick.tries - list(runs.values()).count("interrupted")
+
+    def stopped(self, number: int, tries: int) -> None:
+        """Write down that a tick's process was stopped in order; of its run too, where that had no time to.
+
+        Args:
+            number: the tick's.
+            tries: how often it had been begun before that process.
+        """
+        with self.ledger.change() as rows:
+            if _end(rows, number, "interrupted", "the daemon stopped"):
+                rows.execute(
+                    "UPDATE runs SET state = 'interrupted', error = 'the daemon stopped', ended = ? WHERE state ="
+                    " 'running' AND id = (SELECT run FROM ticks WHERE id = ? AND tries > ?)",
+                    (now_text(), number, tries),
+                )
+
     def history(self, name: str | None = None, limit: int = 50) -> list[Tick]:
         """The newest ticks, newest first, of one job or of all."""
         where, values = ("WHERE name = ? ", [name]) if name is not None else ("", [])

@@ -27,6 +27,7 @@ def unit(command: Sequence[str], folder: Path, environment: Path | None = None) 
         "[Unit]", "Description=replaygen schedule", "After=network-online.target", "Wants=network-online.target", "",
         "[Service]", f"ExecStart={' '.join(_word(part) for part in command)}", f"WorkingDirectory={_path(folder)}",
         *secrets, "Restart=on-failure", "RestartSec=10", "KillMode=mixed", "TimeoutStopSec=20",
+        "OOMPolicy=continue",  # a run that takes all memory is killed alone, and begun again
         "NoNewPrivileges=yes", "", "[Install]", "WantedBy=default.target",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,13 @@ class Watch:
         self._known: dict[int, tuple[object, str | None]] = {}
 
     def look(self, job: Job) -> str:
-        """What stands now; of files that are still being written, what stood before.
+        """What stands now; where nothing does, or not all yet, what stood before.
 
         Raises:
             ReplaygenError: the recipe cannot be read, or it names no base model.
         """
         if job.watched:
-            return trained(self._store, job.watched)
+            return trained(self._store, job.watched) or job.seen or NOTHING
         folder = _base_model(job)
         stats = [(path.name, path.stat()) for path in _files(folder)]
         stamp = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
@@ -42,7 +43,7 @@ class Watch:
         if digest is None:
             digest = _read(folder)
             self._known[job.id] = (stamp, digest)
-        return digest
+        return digest or job.seen or NOTHING
 
 
 def state_of(job: Job, store: Store) -> str:
@@ -55,21 +56,25 @@ def state_of(job: Job, store: Store) -> str:
 
 
 def trained(store: Store, recipe: str) -> str:
-    """Of the last run of a recipe: the trained models whose records stand, by what they hold."""
+    """The trained models of a recipe's last run, by what they hold; empty while one of them is not made, or gone."""
     slots = (store.read_ref(recipe, "plan") or {}).get("slots", {})
     found = {}
     for slot, key in slots.items():
-        record = store.get(key) if slot.startswith("train/") else None
-        if record is not None:
-            found[slot] = sorted(output.digest for output in record.outputs)
+        if not slot.startswith("train/"):
+            continue
+        record = store.get(key)
+        if record is None:
+            return NOTHING
+        found[slot] = sorted(output.digest for output in record.outputs)
     return digest_of(found) if found else NOTHING
 
 
 def _base_model(job: Job) -> Path:
     from replaygen.plan import Recipe
+    from replaygen.plan.changes import changes_of
     from replaygen.plan.workspace import expand_path
 
-    recipe = Recipe.load(job.recipe or "")
+    recipe = Recipe.load(_recipe(job), changes_of(job.changes_on(datetime.now(UTC))))
     told = recipe.table.train.base_model
     if told is None:
         raise ScheduleError(
@@ -78,6 +83,15 @@ def _base_model(job: Job) -> Path:
         )  # fmt: skip
     workspace = Path(job.folder) if recipe.workspace == Path.cwd() else recipe.workspace
     return expand_path(told, workspace=workspace, where=str(recipe.path))
+
+
+def _recipe(job: Job) -> Path:
+    """The file that a job's command would find in the job's folder."""
+    from replaygen.plan.workspace import shipped
+
+    told = Path(job.recipe or "")
+    folders = [] if told.suffix == ".toml" else [Path(job.folder) / "pipelines", shipped() / "pipelines"]
+    return next((path for folder in folders if (path := folder / f"{told}.toml").is_file()), told)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -110,6 +110,8 @@ def remove_tree(path: Path) -> None:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except FileNotFoundError:
         return
+    except PermissionError:  # another user was killed while making it: it has nothing in it yet
+        entries = []
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             remove_tree(Path(entry.path))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from replaygen.errors import StoreError
 from replaygen.store import fsops
+from replaygen.store.flocks import OpenLock, tried
 
 LIMIT = "REPLAYGEN_CACHE_LIMIT"
 """The environment variable: "20GB", "500MiB", bytes; without it the local folder grows with what is read."""
@@ -24,6 +25,8 @@ LIMIT = "REPLAYGEN_CACHE_LIMIT"
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _LEAVE = 0.9
 """How much of the limit stays when something has to leave."""
+_LOOK_AGAIN = 64
+"""The folder is measured anew when this process has added that part of the limit: others add to it too."""
 
 
 def limit_from_environment() -> int | None:
@@ -51,50 +54,61 @@ class CacheLimit:
         self._objects = root / "objects"
         self._locks = root / "locks"
         self._held: int | None = None
+        self._added = 0
         self._used: dict[str, float] = {}
-        self._pins: tuple[int, int, Path] | None = None
+        self._pins: tuple[int, OpenLock] | None = None
 
     def pin(self, path: Path) -> None:
-        """Keep an object file, there or not yet, until `unpin`. On return no eviction that does not know is running."""
+        """Keep an object file, there or not yet, until `unpin`. No eviction is running while its name is written."""
         if self.limit is None:
             return
         self._used[path.name] = time.time()
-        if self._pins is None or self._pins[0] != os.getpid():
-            place = self._locks / f"{os.getpid()}-{os.urandom(4).hex()}.pins"
-            descriptor = fsops.open_lock_file(place)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._pins = (os.getpid(), descriptor, place)
-        fsops.append_line(self._pins[2], f"{path.name}\n".encode())
         with _flocked(self._locks / "evict.lock", fcntl.LOCK_SH):
-            pass
+            if self._pins is None or self._pins[0] != os.getpid():
+                lock = OpenLock(self._locks / f"{os.getpid()}-{os.urandom(4).hex()}.pins")
+                fcntl.flock(lock.descriptor, fcntl.LOCK_EX)
+                self._pins = (os.getpid(), lock)
+            fsops.append_line(self._pins[1].path, f"{path.name}\n".encode())
 
     def unpin(self) -> None:
         """Let all pins of this process go: its task has ended."""
         if self._pins is not None and self._pins[0] == os.getpid():
-            fsops.note(self._pins[1], self._pins[2], b"")
+            fsops.note(self._pins[1].descriptor, self._pins[1].path, b"")
 
     def grew(self, size: int, *, keep: Path) -> None:
         """An object file of `size` bytes came: let others leave where that is too much."""
         if self.limit is None:
             return
         self._used[keep.name] = time.time()
-        self._held = self._total() if self._held is None else self._held + size
-        if self._held > self.limit:
-            with contextlib.suppress(BlockingIOError), _flocked(self._locks / "evict.lock", fcntl.LOCK_EX, wait=False):
-                self._evict(keep)
+        self._added += size
+        if self._held is None or self._added * _LOOK_AGAIN >= self.limit:
+            self._measured()
+        else:
+            self._held += size
+        if (self._held or 0) > self.limit:
+            with _flocked(self._locks / "evict.lock", fcntl.LOCK_EX, wait=False) as got:
+                if got:
+                    self._evict(keep)
 
     def _evict(self, keep: Path) -> None:
         assert self.limit is not None
-        files = sorted(self._files())
-        self._held = sum(size for _, size, _ in files)
-        if self._held <= self.limit:
+        files = sorted(self._measured())
+        left = sum(size for _, size, _ in files)
+        if left <= self.limit:
             return
         pinned = {keep.name, *self._pinned()}
         for _, size, path in files:
-            if self._held <= self.limit * _LEAVE:
+            if left <= self.limit * _LEAVE:
                 break
             if path.name not in pinned and fsops.remove(path):
-                self._held -= size
+                left -= size
+        self._held = left
+
+    def _measured(self) -> list[tuple[float, int, Path]]:
+        """What the folder holds now, whoever put it there."""
+        files = list(self._files())
+        self._held, self._added = sum(size for _, size, _ in files), 0
+        return files
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """(last read, bytes, path) of every object file."""
@@ -105,16 +119,12 @@ class CacheLimit:
                     status = os.lstat(path)
                     yield max(status.st_atime, self._used.get(name, 0.0)), status.st_size, path
 
-    def _total(self) -> int:
-        return sum(size for _, size, _ in self._files())
-
     def _pinned(self) -> set[str]:
         """What live processes have pinned; the files of dead ones are removed."""
         found: set[str] = set()
         for place in self._locks.glob("*.pins"):
-            mine = self._pins is not None and place == self._pins[2]
             with contextlib.suppress(OSError):
-                if not mine and _is_free(place):
+                if _is_free(place):
                     fsops.remove(place)
                 else:
                     found.update(place.read_text().split())
@@ -124,20 +134,18 @@ class CacheLimit:
 def _is_free(place: Path) -> bool:
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return tried(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
-    return True
 
 
 @contextlib.contextmanager
-def _flocked(path: Path, kind: int, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of the folder. BlockingIOError where it is not free and nobody waits."""
-    descriptor = fsops.open_lock_file(path)
+def _flocked(path: Path, kind: int, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock of the folder; False, and nothing is held, where it is not free and nobody waits."""
+    lock = OpenLock(path)
     try:
-        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
-        yield
+        if wait:
+            fcntl.flock(lock.descriptor, kind)
+        yield wait or tried(lock.descriptor, kind)
     finally:
-        os.close(descriptor)
+        lock.release()

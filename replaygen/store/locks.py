@@ -19,40 +19,12 @@ from pathlib import Path
 
 from replaygen.classes import slug
 from replaygen.errors import LockTimeout, StoreError
-from replaygen.store import fsops
+from replaygen.store import flocks, fsops
+from replaygen.store.flocks import OpenLock, tried
 from replaygen.store.keys import check_digest, is_digest
 from replaygen.store.layout import Layout
 
 _POLL_SECONDS = 0.02
-
-
-class _OpenLock:
-    """A descriptor of a lock file. In a forked child it is closed and lets nothing go: the lock is its parent's."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = fsops.open_lock_file(path)
-        _open_locks.add(self)
-
-    def release(self) -> None:
-        """Let the lock go, even where a child still has a copy of the descriptor."""
-        if self in _open_locks:
-            _open_locks.discard(self)
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-            os.close(self.descriptor)
-
-
-_open_locks: set[_OpenLock] = set()
-
-
-def _close_in_child() -> None:
-    for lock in _open_locks:
-        with contextlib.suppress(OSError):
-            os.close(lock.descriptor)
-    _open_locks.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 @dataclass(frozen=True)
@@ -164,7 +136,7 @@ class Locks:
             except OSError:
                 continue
             try:
-                if _try(descriptor, fcntl.LOCK_SH):
+                if tried(descriptor, fcntl.LOCK_SH):
                     dead.append(path)
                 else:
                     live.append(_parsed_lease(path, descriptor))
@@ -174,14 +146,7 @@ class Locks:
 
     def is_held(self, key: str) -> bool:
         """Whether anybody holds the lock of a key now; a name that is no key is never held."""
-        try:
-            descriptor = os.open(self._layout.locks / f"{key}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            return not _try(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
+        return flocks.is_held(self._layout.locks / f"{key}.lock")
 
     @contextlib.contextmanager
     def _everywhere(self, path: Path, timeout: float | None) -> Iterator[None]:
@@ -243,11 +208,11 @@ def _parsed_lease(path: Path, descriptor: int) -> Lease:
     return Lease(path.name, stat.st_mtime_ns, keys)
 
 
-def _locked(path: Path, kind: int, timeout: float | None) -> _OpenLock:
+def _locked(path: Path, kind: int, timeout: float | None) -> OpenLock:
     """The file *now* at `path`, locked: one that was unlinked while we waited does not count."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        lock = _OpenLock(path)
+        lock = OpenLock(path)
         try:
             _wait(lock.descriptor, kind, deadline, path)
             with contextlib.suppress(FileNotFoundError):
@@ -263,21 +228,13 @@ def _wait(descriptor: int, kind: int, deadline: float | None, path: Path) -> Non
     if deadline is None:
         fcntl.flock(descriptor, kind)
         return
-    while not _try(descriptor, kind):
+    while not tried(descriptor, kind):
         if time.monotonic() >= deadline:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise LockTimeout(
                 f"the lock is held by {holder}", where=str(path), hint="wait for that run, or stop it, and try again"
             )
         time.sleep(_POLL_SECONDS)
-
-
-def _try(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _who() -> bytes:

@@ -65,6 +65,7 @@ class Marks:
         self._folder = f"{folder}@{platform.node()}"
         self._ttl = time_to_live()
         self._held: dict[str, _Mark] = {}
+        self._watched: dict[str, tuple[str, float]] = {}
         self._pid = 0
         self._mutex = threading.Lock()
         self._more = threading.Event()
@@ -103,12 +104,13 @@ class Marks:
         """Be the only one that uses the bucket; the caller holds the flock of gc.
 
         Args:
+            timeout: seconds to wait for another gc; at least as long as a dead one needs to be given up.
             is_live: whether a lease or lock of this local folder, by its name, has a living holder.
 
         Raises:
             StoreError: a run has a lease or a lock; nothing was changed.
         """
-        with self.lock(GC, timeout):
+        with self.lock(GC, max(timeout, 2 * self._ttl)):
             marks = {**self._remote.listing("leases/"), **self._remote.listing("locks/")}
             marks.pop(GC, None)
             for name, entry in marks.items():
@@ -127,7 +129,7 @@ class Marks:
     def _taken(self, name: str, timeout: float | None) -> _Mark:
         mark = _Mark(name, os.urandom(16).hex())
         deadline = None if timeout is None else time.monotonic() + timeout
-        seen, since = "", 0.0
+        seen, since = self._watched.pop(name, ("", 0.0))
         while True:
             etag = self._remote.put(name, self._body(mark), create=True) if not seen else None
             blob = None if etag else self._remote.get(name)
@@ -148,6 +150,7 @@ class Marks:
                 seen = ""
                 continue
             if deadline is not None and time.monotonic() >= deadline:
+                self._watched[name] = seen, since  # whoever tries again goes on watching the same silence
                 raise LockTimeout(
                     f"the lock is held by {_who(blob)}", where=f"{self._remote.address}/{name}",
                     hint="wait for that run, or stop it, and try again",

@@ -233,22 +233,26 @@ class Objects:
     def _fetch(self, digest: str) -> None:
         """Copy an object from the bucket. One that is damaged there goes to the local quarantine, loudly.
 
+        It is read again before it counts as damaged: the network may have cut or turned what it carried.
+
         Raises:
             ObjectMissing, ObjectDamaged: as `read`.
         """
         assert self._mirror is not None
         path = self.path(digest)
         with fsops.explained("keep a copy of an object", path):
-            found = self._mirror.fetch(path)
-            if found is None:
-                raise self._missing(digest)
-            temp, hashed, etag = found
-            if hashed == digest:
-                self._name(temp, digest)
-                self._mirror.limit.grew(os.lstat(path).st_size, keep=path)
-                return
+            for again in (False, True):
+                found = self._mirror.fetch(path)
+                if found is None:
+                    raise self._missing(digest)
+                temp, hashed, etag = found
+                if hashed == digest:
+                    self._name(temp, digest)
+                    self._mirror.limit.grew(os.lstat(path).st_size, keep=path)
+                    return
+                if self._readonly or not again:
+                    discard(temp)
         if self._readonly:
-            discard(temp)
             log.warning("damaged object %s in the bucket (left in place: the store is open read-only)", digest)
         else:
             why = "its bytes in the bucket differ from its name"

@@ -171,14 +171,19 @@ class Tombstones:
             self._write(replace(before, done=True))
 
     def _bring(self) -> None:
-        """Bring the tombstones of a bucket; what a purge elsewhere took leaves this folder, with unfinished work."""
+        """Bring the tombstones of a bucket; what a purge elsewhere took leaves this folder.
+
+        With it goes the unfinished work that no task is at: a purge refuses while a task runs anywhere, so what runs
+        now has begun after it.
+        """
         mirror, folder = self._layout.mirror, self._layout.tombstones
         if mirror is None:
             return
         listed = mirror.listed(folder.name)
         if mirror.lacks(listed):
             with self._locks.alone(_WAIT_SECONDS), fsops.explained("drop what was purged", self._layout.root):
-                for path in [*mirror.gone(), *self._layout.partial.iterdir(), *self._layout.quarantine.iterdir()]:
+                partial = [path for path in self._layout.partial.iterdir() if not self._locks.is_held(path.name)]
+                for path in [*mirror.gone(), *partial, *self._layout.quarantine.iterdir()]:
                     fsops.remove_tree(path) if path.is_dir() else fsops.remove(path)
         mirror.pull_folder(folder, listed)
 

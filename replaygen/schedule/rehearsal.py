@@ -22,6 +22,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from replaygen.runs import ledger as ledgers
+from replaygen.runs.alive import held, is_held
 from replaygen.runs.ledger import Ledger
 from replaygen.schedule.daemon import Daemon
 from replaygen.schedule.jobs import Job, Jobs
@@ -37,7 +38,7 @@ JOBS = (
 """Weekly at three, nightly at an hour that the clock skips in spring and doubles in autumn, and twice a day."""
 BEGIN = datetime(2026, 2, 1, tzinfo=UTC)
 
-_PROBABLE = (0.1, 0.05)
+_PROBABLE = (0.1, 0.1)
 """How probable it is that a process of a tick, and a day of the daemon's, ends by SIGKILL."""
 
 
@@ -140,11 +141,11 @@ class _Stage:
         child = _Forked(lambda: self._live(store, end, dice))
         if child.wait() < 0:
             self.note("kill", "daemon")
-        for pid in self.left_behind():  # ticks of a killed daemon go on, or die with it
+        for pid, tick in self.left_behind():  # ticks of a killed daemon go on, or die with it
             if self.random.random() < 0.5:
+                self.note("killed", tick)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                self.note("kill", "tick")
 
     def _live(self, store: Store, end: datetime, dice: random.Random) -> int:
         days = dice.expovariate(_PROBABLE[1])
@@ -165,16 +166,13 @@ class _Stage:
 
         def command(arguments: list[str]) -> int:
             self.note("begin", tick.id)
-            mark = self.folder / f"busy-{tick.job}"
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(mark.read_text()), 0)
-                self.note("overlap", tick.id)
-            mark.write_text(str(os.getpid()))
-            patience = time.monotonic() + 0.2
-            while self.now < until and time.monotonic() < patience:
-                time.sleep(0.001)
-            mark.unlink()
-            self.note("did", tick.id)
+            with held(self.folder / f"busy-{tick.job}", note=f"{os.getpid()} {tick.id}") as mine:
+                if not mine:
+                    self.note("overlap", tick.id)
+                patience = time.monotonic() + 0.2
+                while self.now < until and time.monotonic() < patience:
+                    time.sleep(0.001)
+                self.note("did", tick.id)
             return 0
 
         def act() -> int:
@@ -185,14 +183,12 @@ class _Stage:
 
         return _Forked(act)
 
-    def left_behind(self) -> list[int]:
-        """Processes of ticks that still run."""
+    def left_behind(self) -> list[tuple[int, int]]:
+        """Processes of ticks that are at work, and their ticks."""
         found = []
-        for mark in self.folder.glob("busy-*"):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(mark.read_text())
-                os.kill(pid, 0)
-                found.append(pid)
+        for mark in sorted(self.folder.glob("busy-*")):
+            if is_held(mark) and (told := mark.read_text().split()):
+                found.append((int(told[0]), int(told[1])))
         return found
 
     def last(self, store: Store) -> None:
@@ -200,6 +196,7 @@ class _Stage:
         daemon = Daemon(
             store, lambda tick, job: self._tick(store, tick, _Kind(0)), clock=lambda: self.now, tell=_silent
         )
+        daemon.look()
         while daemon.ticks.open():
             daemon.look()
             self.now += timedelta(seconds=1)
@@ -339,5 +336,5 @@ def _judged(ledger: Ledger, folder: Path, end: datetime, jobs: Sequence[tuple[st
         told.lost += max(0, len(due) - len(mine) - stood_for)
     told.overlaps = sum(count for (event, _), count in counts.items() if event == "overlap")
     ticks_killed = sum(count for (event, _), count in counts.items() if event == "killed")
-    told.kills = {"daemon": counts["kill", "daemon"], "tick": ticks_killed + counts["kill", "tick"]}
+    told.kills = {"daemon": counts["kill", "daemon"], "tick": ticks_killed}
     return told

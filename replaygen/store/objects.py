@@ -365,9 +365,14 @@ def size_of(path: Path) -> int:
 
 
 def walk_shelves(root: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of every entry two levels below `root`, sorted; a file on the first level too."""
+    """(name, path) of every entry two levels below `root`, sorted; a file on the first level too.
+
+    A shelf that is still being made, whose name begins with a dot, holds nothing, and its maker alone may read it.
+    """
     for shelf in _listed(root):
         if shelf.is_dir(follow_symlinks=False):
+            if shelf.name.startswith("."):
+                continue
             for entry in _listed(Path(shelf.path)):
                 yield entry.name, Path(entry.path)
         else:

@@ -1,0 +1,1 @@
+"""Replay sets for other programs: WebDataset, VOC, COCO, Hugging Face, plain folders."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from replaygen.learn.buffer import ReplayBuffer as ReplayBuffer
     from replaygen.plan import Plan as Plan
     from replaygen.plan import Recipe as Recipe
+    from replaygen.report import predictions as predictions
     from replaygen.report import sheet as sheet
+    from replaygen.report import step_images as step_images
     from replaygen.report import write_report as write_report
     from replaygen.runs import Run as Run
     from replaygen.runs import replay_sets as replay_sets
@@ -41,9 +43,11 @@ _HOME = {
     "Scenario": "scenario",
     "Store": "store",
     "make_scenario": "scenario",
+    "predictions": "report",
     "replay_sets": "runs",
     "run": "runs",
     "sheet": "report",
+    "step_images": "report",
     "table": "runs",
     "trainer": "api",
     "write_report": "report",
@@ -57,9 +61,11 @@ __all__ = [
     "Scenario",
     "Store",
     "make_scenario",
+    "predictions",
     "replay_sets",
     "run",
     "sheet",
+    "step_images",
     "table",
     "trainer",
     "write_report",

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from replaygen.errors import ReplaygenError
 
 
 def main() -> None:
-    """Entry point: runs a command; errors made on purpose end in two or three lines and exit code 1."""
-    from replaygen.errors import ReplaygenError
+    """Entry point: runs a command to its end; what goes wrong is told in a few lines, and by the exit code."""
+    from replaygen.cli.ending import run_to_its_end
 
-    try:
-        from replaygen.cli.app import app
-        from replaygen.logs import start
-
-        start()
-        app()
-    except ReplaygenError as error:
-        _tell(error)
-        sys.exit(1)
+    sys.exit(run_to_its_end(_command))
 
 
-def _tell(error: ReplaygenError) -> None:
-    from replaygen.logs import in_json, say
+def _command() -> object:
+    import os
 
-    told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-    if "--json" in sys.argv:
-        import json
+    from replaygen.cli.ending import quiet_outside_a_terminal
+    from replaygen.logs import start
 
-        print(json.dumps({"error": told}, ensure_ascii=False))
-    if in_json():
-        say(error.what, grave=True, **told)
-    elif "--json" not in sys.argv:
-        say(f"error: {error}")
+    quiet_outside_a_terminal()
+    start()
+    import typer
+
+    from replaygen.cli.app import app
+
+    told = {"color": False} if os.environ.get("NO_COLOR") else {}
+    return typer.main.get_command(app).main(prog_name="replaygen", standalone_mode=False, **told)

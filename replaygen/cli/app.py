@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replaygen.cli import bench, cache, cluster, crawl, generator, places, runs, schedule, showing
+from replaygen.cli import (
+    bench,
+    cache,
+    cluster,
+    completing,
+    crawl,
+    exporting,
+    generator,
+    places,
+    reporting,
+    runs,
+    schedule,
+    showing,
+)  # fmt: skip
+from replaygen.cli.ending import Commands
 from replaygen.cli.options import Cache, Cluster, Json, RecipeName, Set, Workers, asked, open_recipe
 from replaygen.cli.stopping import resumable
 
@@ -19,8 +33,8 @@ if TYPE_CHECKING:
     from replaygen.store import Store
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Replay data for class-incremental semantic segmentation: make it, label it, train on it.",
@@ -35,14 +49,30 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(cluster.app, name="cluster")
 app.command()(places.init)
 app.command()(places.doctor)
+app.command()(exporting.export)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"replaygen {version('replaygen')}")
+        raise typer.Exit
 
 
 @app.callback()
 def main(
     log: Annotated[
-        str | None, typer.Option("--log", metavar="FORM", help="text, or json: one object a line on standard error")
+        str | None,
+        typer.Option(
+            "--log", metavar="FORM", help="text, or json: one object a line on standard error",
+            autocompletion=completing.words("text", "json"),
+        ),
     ] = None,
-) -> None:
+    version: Annotated[
+        bool, typer.Option("--version", help="say which version this is, and exit", is_eager=True, callback=_version)
+    ] = False,
+) -> None:  # fmt: skip
     """Replay data for class-incremental semantic segmentation: make it, label it, train on it."""
     if log is not None:
         from replaygen.logs import start
@@ -66,15 +96,24 @@ def plan(
     changes: Set = None,
     cache_root: Cache = None,
     tasks: Annotated[bool, typer.Option("--tasks", help="one line a task, with its reason")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="draw it, one box a stage, in this .svg or .html file")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run would do, and why; nothing runs."""
     found, store = open_recipe(recipe, changes, cache_root, reads=True)
     planned = found.plan(store)
+    if picture is not None:
+        from replaygen.report.planned import write_picture
+
+        write_picture(planned, picture)
     if as_json:
-        print(json.dumps(planned.as_json(), ensure_ascii=False))
+        print(json.dumps(planned.as_json() | {"picture": str(picture) if picture else None}, ensure_ascii=False))
         return
     print(planned)
+    if picture is not None:
+        print(f"wrote {picture}")
     if tasks:
         for key, task in planned.tasks.items():
             status = planned.status[key]
@@ -102,7 +141,10 @@ def run(
 @app.command()
 def train(
     recipe: RecipeName,
-    method: Annotated[list[str], typer.Option("--method", help="rows of the recipe to train; repeatable")],
+    method: Annotated[
+        list[str],
+        typer.Option("--method", help="rows of the recipe to train; repeatable", autocompletion=completing.rows),
+    ],
     seed: Annotated[list[int] | None, typer.Option("--seed", help="seeds; default: the recipe's")] = None,
     changes: Set = None,
     cache_root: Cache = None,
@@ -191,29 +233,7 @@ def _page(planned: Plan, done: Run, report_to: Path | None) -> Path | None:
     return written
 
 
-@app.command()
-def report(
-    recipe: RecipeName,
-    out: Annotated[Path | None, typer.Option("--out", help="the page to write")] = None,
-    changes: Set = None,
-    cache_root: Cache = None,
-    as_json: Json = False,
-) -> None:
-    """Write the page of a run: results, curves, and the replay sets it was trained on."""
-    from replaygen.errors import DataError
-    from replaygen.report import write_report
-    from replaygen.runs import read_result
-
-    found, store = open_recipe(recipe, changes, cache_root, reads=True)
-    planned = found.plan(store)
-    if not read_result(planned).steps:
-        raise DataError("nothing was evaluated", where=str(store.root), hint=f"run it first: replaygen run {recipe}")
-    out = out or found.workspace / "reports" / f"{found.name}.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page = write_report(planned, out)
-    print(json.dumps({"report": str(page)}) if as_json else f"wrote {page}")
-
-
+app.command()(reporting.report)
 app.command()(showing.show)
 
 
@@ -221,6 +241,18 @@ _DEMO = """\
 Ten handwritten digits on photographs: five classes first, then one a step. Fine-tuning sees only the
 new digit; RECALL replays pictures of the old ones that the model labelled itself; joint saw everything.
 """
+
+
+def _all_of_the_demo() -> None:
+    """Ask for all packages of the demo at once, before it starts."""
+    from importlib.util import find_spec
+
+    from replaygen.errors import DataError
+
+    missing = [name for name, extra in places.PACKAGES.items() if extra in places.DEMO and find_spec(name) is None]
+    if missing:
+        raise DataError(f"the demo needs packages that are not here: {', '.join(missing)}",
+                        hint="pip install 'replaygen[demo]'")  # fmt: skip
 
 
 @app.command()
@@ -231,6 +263,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Watch a model forget under fine-tuning and remember under RECALL: digit scenes, offline, a few minutes."""
+    _all_of_the_demo()
     with resumable():
         found, store = open_recipe("digits", changes, cache_root, how(workers, None))
         if not as_json:

@@ -188,16 +188,35 @@ def attribution(
 def local_flickr(
     folder: Annotated[Path, typer.Argument(help="a folder with one sub-folder of photos per class")],
     port: Annotated[int, typer.Option(help="0: any free one")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Serve a folder of photos on this machine by Flickr's protocol, to try a recipe without Flickr."""
     from replaygen.errors import DataError
     from replaygen.testing.local_flickr import serve
 
-    if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
+    if not folder.is_dir() or not any(path.is_dir() and any(path.glob("*.[jJpP]*")) for path in folder.iterdir()):
         raise DataError(
             "no folder with photos by class", where=str(folder), hint="give a folder that holds one folder a class"
         )
     try:
-        serve(folder, port)
+        if as_json:
+            _serve_as_json(folder, port)
+        else:
+            serve(folder, port)
     except OSError as error:
         raise DataError(f"cannot serve: {error.strerror}", where=f"port {port}", hint="give another --port") from None
+
+
+def _serve_as_json(folder: Path, port: int) -> None:
+    """The same with one object, in place of lines to export, as soon as it can be asked."""
+    import contextlib
+    import threading
+    from collections import Counter
+
+    from replaygen.testing.local_flickr import LocalFlickr
+
+    with contextlib.suppress(KeyboardInterrupt), LocalFlickr(folder, port=port) as flickr:
+        photos = Counter(photo.words[0] for photo in flickr.photos.values())
+        told = {"environment": flickr.environment(), "photos": dict(sorted(photos.items()))}
+        print(json.dumps(told, ensure_ascii=False), flush=True)
+        threading.Event().wait()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replaygen.cli import completing
 from replaygen.cli.options import Cache, Json, RecipeName, Set, open_recipe
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def quality(recipe: RecipeName, changes: Set = None, cache_root: Cache = None, a
 @app.command()
 def save(
     recipe: RecipeName,
-    source: Annotated[str, typer.Argument(help="the [replay.NAME] whose generator to save")],
+    source: Annotated[
+        str, typer.Argument(help="the [replay.NAME] whose generator to save", autocompletion=completing.sources)
+    ],
     folder: Annotated[Path, typer.Argument(help="where to; made if it is not there")],
     step: Annotated[int | None, typer.Option("--step", help="of which step; default: the last one there is")] = None,
     changes: Set = None,

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replaygen.cli import completing
+
 if TYPE_CHECKING:
     from replaygen.plan import Recipe
     from replaygen.store import Store
 
-RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or its name in pipelines/")]
+RecipeName = Annotated[
+    str, typer.Argument(help="a recipe's file, or its name in pipelines/", autocompletion=completing.recipes)
+]
 Json = Annotated[bool, typer.Option("--json", help="print plain data with stable keys")]
 Cache = Annotated[
     str | None,
@@ -20,8 +24,12 @@ Cache = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over the recipe, VALUE in TOML")]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Dask worker processes; 0: this process")]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="local, slurm and its kin, or a Dask cluster's tcp:// or tls:// address")
-]
+    str | None,
+    typer.Option(
+        "--cluster", help="local, slurm and its kin, or a Dask cluster's tcp:// or tls:// address",
+        autocompletion=completing.words("local", "slurm", "pbs", "sge", "lsf", "moab", "oar", "htcondor"),
+    ),
+]  # fmt: skip
 
 
 Root = Annotated[str, typer.Option("--cache", help="the store: a folder or s3://bucket/prefix")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replaygen.cli import completing
 from replaygen.cli.options import Json
 
 if TYPE_CHECKING:
@@ -35,13 +37,17 @@ def init(folder: Annotated[Path, typer.Argument(help="the new workspace")] = Pat
         print(json.dumps({"workspace": str(folder.resolve()), "made": made}))
     else:
         print(f"workspace {folder.resolve()}: " + (f"made {', '.join(made)}" if made else "everything is there"))
-        print("next: `replaygen recipes ls`, then `replaygen recipes cp digits my.toml`")
+        into = "" if folder.resolve() == Path.cwd() else f"`cd {shlex.quote(str(folder))}`, "
+        print(
+            f"next: {into}`replaygen demo` to see it at work; `replaygen recipes cp digits my.toml` for one of your own"
+        )
 
 
 @recipes.command("ls")
 def list_all(as_json: Json = False) -> None:
     """The recipes and trainers in reach; this workspace's own win over installed ones."""
     from replaygen.plan.workspace import list_recipes, list_trainers
+    from replaygen.report.text import plain
 
     found = [(path, _title(path)) for path in list_recipes()]
     trainers = list_trainers(Path.cwd())
@@ -49,10 +55,11 @@ def list_all(as_json: Json = False) -> None:
         rows = [{"name": path.stem, "path": str(path), "title": title} for path, title in found]
         print(json.dumps({"recipes": rows, "trainers": [{"name": path.stem, "path": str(path)} for path in trainers]}))
         return
+    width = max((len(path.stem) for path in (*(path for path, _ in found), *trainers)), default=0)
     for path, title in found:
-        print(f"recipe   {path.stem:<24} {title}")
+        print(plain(f"recipe   {path.stem:<{width}}  {title}"))
     for path in trainers:
-        print(f"trainer  {path.stem:<24} {path}")
+        print(plain(f"trainer  {path.stem:<{width}}  {path}"))
 
 
 def _title(path: Path) -> str:
@@ -66,7 +73,9 @@ def _title(path: Path) -> str:
 
 @recipes.command("cp")
 def copy(
-    name: Annotated[str, typer.Argument(help="a recipe or trainer by name")],
+    name: Annotated[
+        str, typer.Argument(help="a recipe or trainer by name", autocompletion=completing.recipes_and_trainers)
+    ],
     target: Annotated[Path, typer.Argument(help="the new file; a bare name goes to pipelines/ or trainers/")],
     as_json: Json = False,
 ) -> None:
@@ -87,7 +96,7 @@ def copy(
     print(json.dumps({"source": str(source), "target": str(target)}) if as_json else f"{source} -> {target}")
 
 
-_PACKAGES = {
+PACKAGES = {
     "torch": "train", "safetensors": "train", "transformers": "backbones", "distributed": "dask",
     "jinja2": "report", "matplotlib": "report", "sklearn": "digits",
     "pytorch_pretrained_biggan": "biggan", "diffusers": "diffusion",
@@ -98,10 +107,19 @@ _PACKAGES = {
 }  # fmt: skip
 """The extras that bring a package, by the name under which it is imported."""
 
+DEMO = ("train", "dask", "report", "digits", "biggan")
+"""The extras that the demo is made of."""
+
 
 def doctor(
     install: Annotated[
-        str | None, typer.Option("--install", metavar="NAME", help="make the environment of: lama (an inpainter)")
+        str | None,
+        typer.Option(
+            "--install",
+            metavar="NAME",
+            help="make the environment of: lama (an inpainter)",
+            autocompletion=completing.words("lama"),
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="with --install: share no package with this environment")
@@ -118,7 +136,7 @@ def doctor(
 
     from replaygen.inpainters.lama_env import HINT, environment
 
-    rows = {name: find_spec(name) is not None for name in _PACKAGES}
+    rows = {name: find_spec(name) is not None for name in PACKAGES}
     device = "none"
     if rows["torch"]:
         import torch
@@ -136,7 +154,7 @@ def doctor(
         return
     print(f"python {told['python']}, {told['cores']} cores, device: {device}")
     for name, there in rows.items():
-        ways = " or ".join(f"'replaygen[{extra}]'" for extra in _PACKAGES[name].split())
+        ways = " or ".join(f"'replaygen[{extra}]'" for extra in PACKAGES[name].split())
         print(f"  {name:<26}" + ("installed" if there else f"missing: pip install {ways}"))
     print(
         f"  REPLAYGEN_DATA             {told['REPLAYGEN_DATA'] or 'not set (only recipes on real photographs need it)'}"

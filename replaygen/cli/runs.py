@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replaygen.cli import completing
 from replaygen.cli.options import Json, Root, open_store
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="What was run with this store: ls, show, logs.")
 
-RunId = Annotated[str, typer.Argument(metavar="[ID]", help="a run's id, or its beginning; last: the newest")]
+RunId = Annotated[
+    str,
+    typer.Argument(
+        metavar="[ID]", help="a run's id, or its beginning; last: the newest", autocompletion=completing.run_ids
+    ),
+]
 _AGAIN = 0.5
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replaygen.cli import completing
 from replaygen.cli.options import Cache, Json, Root, Set, open_recipe, open_store
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ app = typer.Typer(
     help="Run recipes and care for the store by the clock: add, ls, rm, pause, resume, run-now, history, serve, unit.",
 )
 
-Name = Annotated[str, typer.Argument(help="the job's name")]
+Name = Annotated[str, typer.Argument(help="the job's name", autocompletion=completing.jobs)]
 
 
 def _jobs(root: str) -> tuple[Store, Jobs]:
@@ -43,12 +44,22 @@ def _now() -> datetime:
 @app.command()
 def add(
     name: Name,
-    recipe: Annotated[str | None, typer.Argument(help="a recipe's file or name; verify and gc take none")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="a recipe's file or name; verify and gc take none", autocompletion=completing.recipes),
+    ] = None,
     cron: Annotated[
         str | None, typer.Option("--cron", metavar="LINE", help='"minute hour day month weekday", or @daily')
     ] = None,
     zone: Annotated[str | None, typer.Option("--tz", metavar="ZONE", help="of --cron; default: this machine's")] = None,
-    do: Annotated[str, typer.Option("--do", help="run, verify, gc or revalidate")] = "run",
+    do: Annotated[
+        str,
+        typer.Option(
+            "--do",
+            help="run, verify, gc or revalidate",
+            autocompletion=completing.words("run", "verify", "gc", "revalidate"),
+        ),
+    ] = "run",
     on: Annotated[str | None, typer.Option("--on", help="model: when a new trained model stands, not --cron")] = None,
     of: Annotated[
         str | None, typer.Option("--of", metavar="RECIPE", help="with --on model: whose; default: train.base_model")
@@ -68,7 +79,7 @@ def add(
     if on not in (None, "model"):
         raise ScheduleError(f"--on {on}: nothing to wait for", hint="--on model")
     if of is not None and on is None:
-        raise ScheduleError("--of goes with --on model")
+        raise ScheduleError("--of goes with --on model", hint="--on model --of RECIPE")
     today = _now().date().isoformat()
     tried = [change.replace("{date}", today) for change in changes or []]
     path, store = None, None
@@ -193,7 +204,7 @@ def run_now(name: Name, root: Root = "cache", as_json: Json = False) -> None:
 
 @app.command()
 def history(
-    name: Annotated[str | None, typer.Argument(help="of this job alone")] = None,
+    name: Annotated[str | None, typer.Argument(help="of this job alone", autocompletion=completing.jobs)] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="only the newest")] = 20,
     root: Root = "cache",
     as_json: Json = False,
@@ -218,6 +229,7 @@ def history(
 def serve(
     at_once: Annotated[int, typer.Option("--at-once", min=1, help="jobs that may run at the same time")] = 1,
     root: Root = "cache",
+    as_json: Json = False,
 ) -> None:
     """Run what falls due, until Ctrl-C or SIGTERM; what is stopped then goes on when this is started again."""
     from replaygen.cli.stopping import stopping
@@ -226,6 +238,8 @@ def serve(
 
     store = open_store(root)
     daemon = Daemon(store, started, at_once=at_once)
+    if as_json:
+        print(json.dumps({"store": store.address, "jobs": [job.name for job in daemon.jobs.all()]}), flush=True)
     try:
         with stopping():
             say(f"serving {len(daemon.jobs.all())} jobs of {store.address}", jobs=len(daemon.jobs.all()))
@@ -240,14 +254,19 @@ def unit(
         Path | None, typer.Option(help="a file of NAME=VALUE lines with the secrets, readable for you alone")
     ] = None,
     root: Root = "cache",
+    as_json: Json = False,
 ) -> None:
     """Print a systemd unit that serves the schedule; where to put it is its first line."""
     from replaygen.schedule.unit import unit as made
 
     store = open_store(root, reads=True)
     command = [sys.executable, "-m", "replaygen", "schedule", "serve", "--cache", store.address]
-    print("# ~/.config/systemd/user/replaygen.service, then: systemctl --user enable --now replaygen")
-    print(made(command, Path.cwd(), environment), end="")
+    text, where = made(command, Path.cwd(), environment), "~/.config/systemd/user/replaygen.service"
+    if as_json:
+        print(json.dumps({"file": where, "unit": text}, ensure_ascii=False))
+        return
+    print(f"# {where}, then: systemctl --user enable --now replaygen")
+    print(text, end="")
 
 
 @app.command(hidden=True)

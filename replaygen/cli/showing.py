@@ -87,10 +87,10 @@ def _judged(sets: Mapping[str, ReplaySet]) -> dict[str, Judgement]:
 
 def _write(out: Path, sets: Mapping[str, ReplaySet], judged: Mapping[str, Judgement], limit: int | None) -> None:
     """A sheet of the first set; with what was rejected, of the first that has any."""
-    from replaygen.report.sheets import MOST_SAMPLES, sheet
+    from replaygen.report.sheets import SHEET_SAMPLES, sheet
 
     if not judged:
-        sheet(next(iter(sets.values())), MOST_SAMPLES if limit is None else limit).save(out)
+        sheet(next(iter(sets.values())), SHEET_SAMPLES if limit is None else limit).save(out)
         return
     from replaygen.report.sheets import spoken
     from replaygen.report.strips import judged_sheet

@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from replaygen.crawl.licences import allowed_licences
 
+_LICENCES = (
+    "allowed: free (CC BY, CC0, public domain mark, US government, no known restrictions), share-alike, "
+    "non-commercial, or single ids such as cc-by-4.0"
+)
+
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -22,19 +27,21 @@ class FlickrQuery(_Spec):
     """
 
     text: str | None = Field(default=None, description="default: the class's name")
-    synonyms: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = Field(default=(), description="searched too, results taken in turn")
     tags: tuple[str, ...] = Field(default=(), description="tags that a photo must have, besides the text")
     any_tag: bool = Field(default=False, description="one of the tags is enough")
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field(default=(), description="words that neither title nor tags may hold")
 
 
 class FlickrSpec(_Spec):
     """A search of Flickr."""
 
     as_of: datetime.date = Field(description="photos uploaded up to this day, UTC; to crawl again, move it")
-    since: datetime.date = datetime.date(2004, 2, 1)
-    licences: tuple[str, ...] = ("free",)
-    sort: Literal["relevance", "interestingness-desc", "date-posted-desc", "date-posted-asc"] = "relevance"
+    since: datetime.date = Field(default=datetime.date(2004, 2, 1), description="photos uploaded from this day on, UTC")
+    licences: tuple[str, ...] = Field(default=("free",), description=_LICENCES)
+    sort: Literal["relevance", "interestingness-desc", "date-posted-desc", "date-posted-asc"] = Field(
+        default="relevance", description="which photos come first"
+    )
     safe: bool = Field(default=True, description="safe search on")
     confirm: bool = Field(default=False, description="ask for each photo's licence and visibility before it is fetched")
     query: dict[str, FlickrQuery] = Field(default_factory=dict, description="class name -> what to ask")
@@ -58,14 +65,14 @@ class WebSpec(_Spec):
     `path` of the replay table is one list with a column `class`, or a folder with one list a class (`cow.csv`).
     """
 
-    url: str = "url"
-    class_column: str = "class"
-    licence: str = "licence"
-    owner: str = "owner"
-    title: str = "title"
-    page: str = "page"
-    sha256: str = "sha256"
-    licences: tuple[str, ...] = ("free",)
+    url: str = Field(default="url", description="column with the photo's address")
+    class_column: str = Field(default="class", description="column with its class, where one list has all")
+    licence: str = Field(default="licence", description="column (or `license`): an id, a name, or an address")
+    owner: str = Field(default="owner", description="column with its maker")
+    title: str = Field(default="title", description="column with its title")
+    page: str = Field(default="page", description="column with the page that shows it")
+    sha256: str = Field(default="sha256", description="column with the digest that its bytes must have")
+    licences: tuple[str, ...] = Field(default=("free",), description=_LICENCES)
     unknown_licence: Literal["reject", "accept"] = Field(
         default="reject", description="what to do with a photo whose licence the list does not tell"
     )
@@ -79,7 +86,7 @@ class WebSpec(_Spec):
 
 
 class CrawlSpec(_Spec):
-    """How a fetched photo is taken in; of both crawled sources."""
+    """How a fetched photo is taken in."""
 
     keep: Literal["resized", "verbatim"] = Field(
         default="resized", description="resized: shrunk to max_side and encoded anew; verbatim: as it came, cleaned"
@@ -110,7 +117,7 @@ class CrawlHow(_Spec):
     connections: int = Field(default=8, ge=1, le=64, description="at once to one host")
     rate: float = Field(default=20.0, gt=0.0, description="requests a second to one host, over all processes")
     deadline: float = Field(default=60.0, gt=0.0, description="seconds for one photo, all tries together")
-    tries: int = Field(default=4, ge=1, le=20)
+    tries: int = Field(default=4, ge=1, le=20, description="of one photo")
     most_wait: float = Field(default=120.0, ge=0.0, description="longest Retry-After that is waited for, in seconds")
     most_mb: float = Field(default=10.0, gt=0.0, description="10^6 bytes that one photo may have")
     calls_per_hour: int = Field(default=3000, ge=1, le=3600, description="API calls of one key, over all processes")

@@ -23,7 +23,7 @@ class BigGanSpec(_Table):
     batch: int = Field(
         default=8, ge=1, le=256, description="images of one forward pass on a GPU; on a CPU one is fastest"
     )
-    dtype: Precision = "float32"
+    dtype: Precision = Field(default="float32", description="of weights and passes; float16 on a GPU only")
 
 
 class DiffusionSpec(_Table):
@@ -33,17 +33,20 @@ class DiffusionSpec(_Table):
         default=("a photo of a {class}",), min_length=1, description="used in turn; {class} is the class's name"
     )
     words: dict[str, str] = Field(default_factory=dict, description="class name -> what to call it in a prompt")
-    negative_prompt: str | None = None
-    steps: int = Field(default=50, ge=1, le=1000)
+    negative_prompt: str | None = Field(default=None, description="default: the pipeline's own")
+    steps: int = Field(default=50, ge=1, le=1000, description="denoising steps of an image")
     guidance: float | None = Field(default=None, ge=0.0, description="default: the pipeline's own")
     size: int | None = Field(default=None, ge=8, description="side in pixels; default: the pipeline's own")
     scheduler: Literal["own", "ddim", "dpm", "euler", "lcm"] = Field(
         default="own", description="lcm with an LCM model or LoRA needs 1-8 steps"
     )
     lora: str | None = Field(default=None, description="a .safetensors file of LoRA weights")
-    lora_scale: float = 1.0
-    batch: int = Field(default=1, ge=1, le=64)
-    dtype: Precision = "float32"
+    lora_scale: float = Field(default=1.0, description="factor of the LoRA weights")
+    batch: int = Field(
+        default=1, ge=1, le=64, description="images of one forward pass; more only where the pipeline pads every "
+        "prompt to one length",
+    )  # fmt: skip
+    dtype: Precision = Field(default="float32", description="of weights and passes; float16 on a GPU only")
 
     @field_validator("prompts")
     @classmethod
@@ -65,17 +68,19 @@ class MapSpec(_Table):
 class FitSpec(_Table):
     """`[replay.NAME.fit]`: a generator fitted on the step's own images, or on another replay source's photos."""
 
-    kind: Literal["gan", "diffusion"] = "gan"
+    kind: Literal["gan", "diffusion"] = Field(
+        default="gan", description="a small BigGAN-deep, or a class-conditional U-Net"
+    )
     on: str = Field(default="step", description='"step": the images of the step that learns the class; else a replay')
-    size: Literal[16, 32, 64, 128] = 32
+    size: Literal[16, 32, 64, 128] = Field(default=32, description="side in pixels")
     width: int = Field(default=16, ge=4, description="channels of the generator's last block")
     critic_width: int = Field(default=24, ge=4, description="gan: channels of the discriminator's first block")
     latent: int = Field(default=32, ge=4, description="gan: dimensions of z and of the class embedding")
-    iterations: int = Field(default=4000, ge=1)
+    iterations: int = Field(default=4000, ge=1, description="of a fit")
     warm_iterations: int | None = Field(default=None, ge=1, description="of a fit that starts from the step before")
-    batch: int = Field(default=32, ge=2)
-    lr: float = Field(default=5e-4, gt=0.0)
-    critic_lr: float = Field(default=5e-4, gt=0.0)
+    batch: int = Field(default=32, ge=2, description="images of an iteration of a fit")
+    lr: float = Field(default=5e-4, gt=0.0, description="learning rate of the generator")
+    critic_lr: float = Field(default=5e-4, gt=0.0, description="gan: of the discriminator")
     average: float = Field(default=0.999, ge=0.0, lt=1.0, description="decay of the averaged weights")
     shift: float = Field(default=0.125, ge=0.0, le=0.5, description="augmentation of what the critic sees: translation")
     light: float = Field(default=0.2, ge=0.0, le=1.0, description="... brightness and contrast")
@@ -85,7 +90,7 @@ class FitSpec(_Table):
     )
     context: float = Field(default=2.0, ge=1.0, description="focus: side of the crop over the object's longer side")
     warm: bool = Field(default=True, description="start from the generator of the step before")
-    bf16: bool = True
+    bf16: bool = Field(default=True, description="fit in bfloat16")
     snapshots: int = Field(default=4, ge=1, le=50, description="points of the quality curve")
     steps: int = Field(default=50, ge=1, le=1000, description="diffusion: DDIM steps of a draw")
     truncation: float = Field(default=1.0, gt=0.0, le=1.0, description="gan: of a draw")

@@ -11,7 +11,7 @@ _OPENCV_ONLY = frozenset({"method", "radius"})
 
 
 class EraseSpec(BaseModel):
-    """The recipe's `[replay.X.erase]` table, and that of pixel removal.
+    """`[replay.NAME.erase]`: what has to go from a picture, and what fills the hole.
 
     Shares are of the picture's pixels. What decides pixels is in `identity()`, and so in the key; where weights or a
     server are found, and how long is waited for an answer, is in `where()`.
@@ -19,7 +19,7 @@ class EraseSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Literal["opencv", "lama"] = "opencv"
+    backend: Literal["opencv", "lama"] = Field(default="opencv", description="what fills a hole")
     method: Literal["telea", "ns"] = Field(default="telea", description="opencv: Telea's, or Navier-Stokes")
     radius: int = Field(default=5, ge=1, le=64, description="opencv: pixels around a hole's rim that fill it")
     weights: str | None = Field(default=None, description="lama: a TorchScript file")

@@ -17,6 +17,7 @@ from replaygen.learn.features import FeatureFile
 from replaygen.learn.samples import Item, Samples, collate, feature_item, image_item
 from replaygen.learn.specs import ViewSpec
 from replaygen.sample import decode_image, decode_mask
+from replaygen.shown import notebook_html
 from replaygen.store import Shard
 
 if TYPE_CHECKING:
@@ -132,14 +133,19 @@ class ReplayBuffer(Dataset[tuple[Tensor, Tensor, Tensor]]):
         views: ViewSpec | None = None,
         ram_limit: int = 2 * 2**30,
     ) -> None:
-        groups = shards.values() if isinstance(shards, Mapping) else [shards]
-        flat = [shard for group in groups for shard in _shards_of(group)]
+        groups = shards if isinstance(shards, Mapping) else {"": shards}
+        named = [(name, shard) for name, group in groups.items() for shard in _shards_of(group)]
+        flat = [shard for _, shard in named]
+        self.names = {shard.group: name for name, shard in named if name and shard.group is not None}
         self.views = views or ViewSpec(size=size)
         self.samples = Samples(replay_items(flat, self.views), ram_limit)
         if not len(self.samples):
             raise DataError("the replay buffer is empty", hint="were all samples rejected? see the run's counts")
         self.channels = channels or 1 + max(channel for item in self.samples.items for channel in item.visible)
         self.round = 0
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html("buffer", self)
 
     def set_round(self, number: int) -> None:
         """Use view `number` of every sample from now on (modulo the fixed views; any number for fresh ones)."""

@@ -31,14 +31,18 @@ class _Table(BaseModel):
 
 
 class NetworkSpec(_Table):
-    """The recipe's `[network]` table: what the network is, and where its weights are found.
+    """`[network]`: what the network is, and where its weights are found.
 
     `weights` is only where; `identity()` names the files by their sha256 instead.
     """
 
-    kind: Literal["small", "deeplab"] = "small"
+    kind: Literal["small", "deeplab"] = Field(
+        default="small", description="a network for pictures of a few dozen pixels, or any encoder with any head"
+    )
     widths: tuple[int, ...] = Field(default=(24, 48, 64), description="small: channels at strides 2, 4, 8, ...")
-    encoder: Literal["oplist", "transformers", "module"] = "oplist"
+    encoder: Literal["oplist", "transformers", "module"] = Field(
+        default="oplist", description="deeplab: a graph in a JSON file, a model of `transformers`, or your own module"
+    )
     weights: str | None = Field(
         default=None,
         description="oplist: its JSON file, tensors beside it (.safetensors or .pt); transformers: a folder; "
@@ -49,13 +53,17 @@ class NetworkSpec(_Table):
     pretrained: bool = Field(default=True, description="false: only the architecture is read, weights are random")
     factory: str | None = Field(default=None, description='module: "package.module:function"')
     sha256: dict[str, str] = Field(default_factory=dict, description="pins: role (graph, config, tensors) -> sha256")
-    preprocess: Literal["auto", "unit", "symmetric", "imagenet"] = "auto"
-    output_stride: Literal[8, 16, 32] = 16
+    preprocess: Literal["auto", "unit", "symmetric", "imagenet"] = Field(
+        default="auto", description="pixels as 0..1, -1..1, or by ImageNet's mean and deviation; auto: as trained"
+    )
+    output_stride: Literal[8, 16, 32] = Field(default=16, description="strides beyond it become dilation")
     taps: tuple[str, ...] = Field(default=(), description="encoder maps for the head: strides, or oplist keys")
     project: int = Field(
         default=0, ge=0, description="oplist: keep the last tap's first n directions of the list's own classifier"
     )
-    head: Literal["deeplabv2", "deeplabv3", "deeplabv3plus", "segformer", "light", "aspp"] = "light"
+    head: Literal["deeplabv2", "deeplabv3", "deeplabv3plus", "segformer", "light", "aspp"] = Field(
+        default="light", description="deeplab: the decoder; what the recipe leaves out is its paper's"
+    )
     rates: tuple[int, ...] = Field(
         default=(6, 12, 18, 24), description="atrous rates of deeplab* and aspp; deeplabv3 and deeplabv3plus: 6, 12, 18"
     )
@@ -63,7 +71,7 @@ class NetworkSpec(_Table):
     convs: int = Field(default=2, ge=1, le=8, description="light: convolutions after the taps are joined")
     separable: bool = Field(default=True, description="light: depthwise-separable convolutions, else plain 3x3")
     image_pooling: bool = Field(default=False, description="light: add the mean of the deepest tap everywhere")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="in the head; segformer: 0.1")
     freeze: When = Field(default="never", description="when the encoder stops learning")
     freeze_bn: When = Field(default="never", description="when batch-norm statistics stop moving")
 
@@ -201,11 +209,11 @@ class ViewSpec(_Table):
     the crops; fresh: every draw is a new crop instead of one of the fixed views (not for cached features).
     """
 
-    size: int = Field(default=64, ge=8, le=4096)
-    count: int = Field(default=1, ge=1, le=1024)
-    crop: tuple[float, float] = (0.6, 1.0)
-    flip: bool = True
-    fresh: bool = False
+    size: int = Field(default=64, ge=8, le=4096, description="side of a view in pixels")
+    count: int = Field(default=1, ge=1, le=1024, description="fixed views a sample: the whole image, then crops")
+    crop: tuple[float, float] = Field(default=(0.6, 1.0), description="least and largest side of a crop, as shares")
+    flip: bool = Field(default=True, description="mirror half of the crops")
+    fresh: bool = Field(default=False, description="a new crop at every draw; not for cached features")
     jitter: float = Field(default=0.0, ge=0, lt=1, description="largest change of a crop's brightness and contrast")
     label_size: int | None = Field(default=None, ge=4, description="side of the masks in training; default: size")
 
@@ -227,18 +235,18 @@ class ViewSpec(_Table):
 
 
 class FitOptions(_Table):
-    """How a network is fitted. The fields in `HOW` change no number on the CPU and are left out of `identity()`."""
+    """How a network is fitted. What changes no number on the CPU (`HOW`) is in no key, and left out of `identity()`."""
 
-    iterations: int = Field(default=500, ge=1)
+    iterations: int = Field(default=500, ge=1, description="mini-batches a step")
     batch: int = Field(default=8, ge=1, description="images a mini-batch, current and replay together")
-    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False, description="learning rate after warm-up")
     lr_end: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="the rate that the schedule ends at")
     head_lr: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="the head's rate as a multiple of lr")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="of all parameters")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd's momentum")
-    nesterov: bool = False
-    weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    nesterov: bool = Field(default=False, description="sgd with Nesterov's momentum")
+    weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="the optimizer's")
+    schedule: Literal["poly", "cosine", "constant"] = Field(default="poly", description="how the rate goes to lr_end")
     power: float = Field(default=0.9, gt=0, description="poly's power")
     warmup: int = Field(default=0, ge=0, description="iterations of linear warm-up")
     background_weight: float = Field(default=1.0, gt=0, description="weight of background pixels in the loss")
@@ -254,7 +262,7 @@ class FitOptions(_Table):
         "batch-norm statistics see one part at a time",
     )  # fmt: skip
     compile: bool = Field(default=False, description="torch.compile of encoder and head; numbers differ slightly")
-    log_every: int = Field(default=50, ge=1)
+    log_every: int = Field(default=50, ge=1, description="iterations between points of the loss curve")
     checkpoint_every: int = Field(default=200, ge=0, description="iterations between checkpoints; 0: by time only")
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="seconds between checkpoints; 0: never by time")
     loaders: int | None = Field(

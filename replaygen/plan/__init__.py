@@ -18,6 +18,7 @@ from replaygen.plan.recipe import RecipeTable, parse_recipe
 from replaygen.plan.rows import check_field_rows, resolve_rows
 from replaygen.plan.status import Status, statuses
 from replaygen.plan.workspace import expand_path, find_recipe, workspace_of
+from replaygen.shown import Printer, notebook_html
 from replaygen.stages.base import Task
 from replaygen.store import Store
 
@@ -168,6 +169,12 @@ class Plan:
         for stage, total, waiting, reason in self.summary():
             lines.append(f"  {stage:<18}{total:>7} tasks {total - waiting:>7} cached {waiting:>7} to run   {reason}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes())])
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html("plan", self)
+
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
+        printer.text(str(self))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data with stable keys."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from replaygen.labelers.specs import TeacherSpec
     from replaygen.plan.generators import GeneratorAt
     from replaygen.scenario import Scenario, Step
+    from replaygen.sources.masks import MaskPack
 
 Inputs = list[tuple[str, str]]
 
@@ -53,6 +54,7 @@ class Opened:
         rows: the recipe's rows with their method files.
         lists: per source `web`, its list of addresses, or the folder with one a class.
         teachers: per source that a teacher labels, what it is, its files pinned.
+        masks: per source whose labels are given, the pack that holds them.
         erasers: how pixels are erased, for "relabel" and for each "replay.NAME" that has it.
         purged: the photos that may never come back.
     """
@@ -68,6 +70,7 @@ class Opened:
     given: tuple[Path, GivenParams] | None = None
     lists: Mapping[str, Path] = field(default_factory=dict)
     teachers: Mapping[str, TeacherSpec] = field(default_factory=dict)
+    masks: Mapping[str, MaskPack] = field(default_factory=dict)
     erasers: Mapping[str, EraseSpec] = field(default_factory=dict)
     purged: Purged = field(default_factory=Purged)
 
@@ -225,7 +228,8 @@ class Builder:
         for source, table in self.recipe.replay.items():
             for step in self.scenario.steps:
                 for channel in self.channels(table, step):
-                    if table.source == "exemplar":
+                    bare = table.labeler == "given" and table.trust is None and table.erase is None
+                    if table.source == "exemplar" or bare:
                         self.labelled.held(source, step, "", "", 0)
                         break  # that was every class of the step
                     else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.errors import DataError
 from replaygen.inpainters.base import identity_of
 from replaygen.plan.generated import GENERATED
+from replaygen.plan.masks import given_labels
 from replaygen.plan.recipe import ReplayTable
 from replaygen.sources.exemplar import choose
 from replaygen.stages.erase import EraseStage
@@ -21,6 +22,7 @@ from replaygen.stages.features import ReplayFeatureStage
 from replaygen.stages.helper import FEWEST, HelperStage, fold_of
 from replaygen.stages.knowledge import KnowledgeStage
 from replaygen.stages.label import LabelStage
+from replaygen.stages.masks import GIVEN
 from replaygen.stages.replay import ReplayStage
 from replaygen.stages.source import ExemplarStage
 from replaygen.stages.trust import StandardsStage, TrustStage
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from replaygen.scenario import Step
 
 Inputs = list[tuple[str, str]]
+_CHAINS = {"helper": "helpers", "teacher": "teachers", GIVEN: GIVEN}
+"""Who labels apart from the row's models, and the chain that their labels are of."""
+
 FOLDS = 2
 """Parts of a step's data; what is measured on one was fitted on the others."""
 
@@ -142,8 +147,8 @@ class LabelledTasks:
     ) -> Held:
         name = self.scenario.names[channel]
         images = tuple(self.builder.images(source, table, step, channel))
-        alone = table.labeler in ("helper", "teacher") and (table.labeler == "teacher" or step.index > 0)
-        by = f"{table.labeler}s/seed{seed}" if alone else labeled_by
+        alone = table.labeler in ("teacher", GIVEN) or (table.labeler == "helper" and step.index > 0)
+        by = f"{_CHAINS[table.labeler]}/seed{seed}" if alone else labeled_by
         labels = tuple(self._labels(source, table, step, channel, model, by, images, seed))
         features = tuple(self.features(source, channel, images))
         if table.source in GENERATED:
@@ -170,6 +175,8 @@ class LabelledTasks:
         self, source: str, table: ReplayTable, step: Step, channel: int, model: str, by: str,
         images: Sequence[str], seed: int,
     ) -> list[str]:  # fmt: skip
+        if table.labeler == GIVEN:
+            return self._given(source, table, step, channel, by, images, seed)
         name = self.scenario.names[channel]
         # all or nothing, so that sets which differ in what is done with their labels share the labels
         judged = table.trust is not None or table.erase is not None or table.labeler == "helper"
@@ -195,6 +202,17 @@ class LabelledTasks:
             )  # fmt: skip
             keys.append(self.built.add(task))
         return keys
+
+    def _given(
+        self, source: str, table: ReplayTable, step: Step, channel: int, by: str, images: Sequence[str], seed: int
+    ) -> list[str]:
+        """Labels that came with the images."""
+        judged = table.trust is not None or table.erase is not None
+        features = [("features", key) for key in self.features(source, channel, images)] if judged else []
+        inputs = self._selection(source, table, channel, images)
+        if judged and not features:
+            inputs.append(("encoder", self.built.slots[f"train/base/seed{seed}/step0"]))
+        return given_labels(self.builder, source, step, channel, by, images, inputs, features, judged=judged)
 
     def _teacher(self, source: str, step: Step) -> TeacherSpec:
         """The teacher as a step asks it: what it tells from the rest decides labels, so it is in the key."""

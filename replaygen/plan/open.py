@@ -12,6 +12,7 @@ from replaygen.inpainters.lama_env import needed
 from replaygen.plan.build import Opened
 from replaygen.plan.crawled import Purged, open_crawls
 from replaygen.plan.generators import open_generators
+from replaygen.plan.masks import open_masks
 from replaygen.plan.recipe import RecipeTable, ReplayTable
 from replaygen.plan.rows import Rows, resolve_rows
 from replaygen.plan.workspace import expand_path
@@ -69,6 +70,8 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
     rows = resolve_rows(recipe, workspace=workspace, where=str(path))
     _check_tools(recipe, rows, path)
     teachers = _teachers(recipe, scenario, path=path, workspace=workspace)
+    places = {name: one.root for name, one in photos.items() if one.root is not None}
+    masks = open_masks(recipe.replay, places, scenario, cache_dir)
     open_crawls(recipe.replay, lists, scenario.names[1:], where=str(path))
     spec = _network(recipe, path=path, workspace=workspace)
     _check_split(recipe, dataset)
@@ -84,6 +87,7 @@ def open_all(recipe: RecipeTable, *, path: Path, workspace: Path, store: Store) 
         photos=photos,
         lists=lists,
         teachers=teachers,
+        masks=masks,
         erasers=_erasers(recipe, path=path, workspace=workspace),
         purged=Purged(store),
         generators=open_generators(recipe, scenario, path=path, workspace=workspace, cache_dir=cache_dir),

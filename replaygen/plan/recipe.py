@@ -35,11 +35,16 @@ from replaygen.screens.specs import TrustSpec
 class DataTable(Table):
     """Where the current data are."""
 
-    kind: Literal["folder", "voc", "ade20k", "digits"] = "folder"
-    path: str
-    train: str = "train"
-    val: str = "val"
-    options: dict[str, Any] = Field(default_factory=dict)
+    kind: Literal["folder", "voc", "ade20k", "digits"] = Field(
+        default="folder", description="a folder pack (images/ masks/ classes.json splits/), a VOC 2012 devkit, ADE20K, "
+        "or the demo's digit scenes",
+    )  # fmt: skip
+    path: str = Field(description="the data set's folder; digit scenes are composed there once")
+    train: str = Field(default="train", description="the split that steps learn from")
+    val: str = Field(default="val", description="the split that is evaluated")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="digits: size, train, val, photos, seed; voc: train_aug, a list file"
+    )
 
     @model_validator(mode="after")
     def _known_options(self) -> DataTable:
@@ -54,9 +59,13 @@ class DataTable(Table):
 class ScenarioTable(Table):
     """How the classes are cut into steps."""
 
-    task: str
-    setting: Literal["sequential", "disjoint", "overlapped", "partitioned"] = "overlapped"
-    classes: tuple[str, ...] | None = None
+    task: str = Field(description='classes a step: "15-1" (15 first, then one a step), or every step: "2-1-1-1"')
+    setting: Literal["sequential", "disjoint", "overlapped", "partitioned"] = Field(
+        default="overlapped", description="which images a step has, and which of their classes are labelled"
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="in learning order; those left out count as background. Default: the data set's order"
+    )
     holdout: int = Field(default=0, ge=0, description="hold out 1/n of train and evaluate on it instead of val")
 
     @field_validator("holdout")
@@ -66,7 +75,9 @@ class ScenarioTable(Table):
             raise ValueError("1 would hold out everything; n holds out 1/n of train, 0 nothing")
         return value
 
-    protocol: Literal["background", "ignore"] = "background"
+    protocol: Literal["background", "ignore"] = Field(
+        default="background", description="what pixels of classes not yet seen count as in evaluation"
+    )
 
 
 _LABELLED = ("folder", "biggan", "diffusion", "fitted", "flickr", "web")
@@ -94,15 +105,17 @@ _TABLES_OF = {
 class ReplayTable(Table):
     """One replay source."""
 
-    source: Literal["folder", "exemplar", "biggan", "diffusion", "fitted", "flickr", "web"]
+    source: Literal["folder", "exemplar", "biggan", "diffusion", "fitted", "flickr", "web"] = Field(
+        description="folders of photos, kept real images, a generator, or photos of other people"
+    )
     path: str | None = Field(
         default=None, description="photos, lists of addresses, or a generator's weights: a folder or a published name"
     )
     folders: dict[str, str] = Field(default_factory=dict, description="class name -> folder name, where they differ")
     count: int = Field(default=150, ge=1, description="samples wanted per class")
     oversample: float = Field(default=1.0, ge=1.0, description="look at count x this many; what is too many is left")
-    seed: int = 0
-    max_side: int | None = Field(default=256, ge=16)
+    seed: int = Field(default=0, description="of which photos are taken, of drawn images, of a fit")
+    max_side: int | None = Field(default=256, ge=16, description="photos whose longer side has more pixels are shrunk")
     min_side: int = Field(default=0, ge=0, description="photos whose shorter side has fewer pixels are left out")
     only: tuple[str, ...] | None = Field(default=None, description="classes to make replay for; default: all it has")
     classes: dict[str, int | str] = Field(default_factory=dict, description="class -> the generator's class")
@@ -114,10 +127,13 @@ class ReplayTable(Table):
     web: WebSpec | None = None
     crawl: CrawlSpec | None = None
     screen: ScreenSpec | None = None
-    labeler: Literal["model", "helper", "both", "teacher"] = Field(
-        default="model", description="who labels: the step's model, its helper decoder, the mean of both, or a teacher"
+    labeler: Literal["model", "helper", "both", "teacher", "given"] = Field(
+        default="model", description="who labels: the step's model, its helper decoder, the mean of both, a teacher, "
+        "or nobody: the masks given with the images, in a pack that `replaygen import` wrote",
+    )  # fmt: skip
+    label: Literal["query", "step", "seen"] = Field(
+        default="query", description="who competes for a pixel: class or background, the step's classes, or all so far"
     )
-    label: Literal["query", "step", "seen"] = "query"
     refine: Literal["none", "grabcut"] = Field(default="none", description="draw outlines anew along colour edges")
     teacher: TeacherSpec | None = None
     trust: TrustSpec | None = None
@@ -127,8 +143,8 @@ class ReplayTable(Table):
         "show their object larger than real images do",
     )  # fmt: skip
     complete: bool = Field(default=False, description="exemplar: keep labels with their background inpainted")
-    unsure: float = Field(default=0.0, ge=0.0, lt=1.0)
-    min_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    unsure: float = Field(default=0.0, ge=0.0, lt=1.0, description="pixels whose winner is less probable are ignored")
+    min_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="refuse where the class covers less of it")
     flip: bool = Field(default=False, description="label with the mean of each view and its mirror image")
     looks: int = Field(default=1, ge=1, description="label with the mean of the first n fixed views")
 
@@ -155,7 +171,12 @@ class ReplayTable(Table):
             raise ValueError("source 'exemplar' takes no `zoom`: real images are as far as they are")
         if self.complete and self.source != "exemplar":
             raise ValueError(f"source {self.source!r} takes no `complete`; it is about the labels of exemplars")
-        if self.label == "seen" and self.labeler != "model":
+        if self.labeler == "given":
+            if self.source != "folder":
+                raise ValueError(f'source {self.source!r} has no masks: labeler = "given" is for source "folder"')
+            if odd := sorted(self.model_fields_set & {"unsure", "flip", "looks", "refine"}):
+                raise ValueError(f'labeler "given" takes no `{odd[0]}`: nobody labels')
+        if self.label == "seen" and self.labeler not in ("model", "given"):
             raise ValueError(
                 f'labeler {self.labeler!r} knows the classes of its own step only; label = "seen" needs "model"'
             )
@@ -178,10 +199,10 @@ class ReplayTable(Table):
 class RecipeTable(Table):
     """The whole file."""
 
-    name: str = Field(pattern=r"^[a-z0-9_-]{1,60}$")
-    title: str = ""
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,60}$", description="results are remembered under it")
+    title: str = Field(default="", description="the heading of table and page")
     threads: int = Field(default=1, ge=1, description="CPU threads of one task; in every key that it can change")
-    shard: int = Field(default=64, ge=1, le=4096)
+    shard: int = Field(default=64, ge=1, le=4096, description="samples a shard, the unit of work; in every key")
     data: DataTable
     scenario: ScenarioTable
     network: NetworkSpec
@@ -191,7 +212,7 @@ class RecipeTable(Table):
     knowledge: KnowledgeTable = Field(default_factory=KnowledgeTable)
     flip: bool = Field(default=False, description="evaluate with the mean of the image and its mirror image")
     train: TrainTable = Field(default_factory=TrainTable)
-    method: tuple[MethodTable, ...] = ()
+    method: tuple[MethodTable, ...] = Field(default=(), description="rows of the comparison; none: only build")
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="trainer -> its row in the field's comparison; `bench methods` alone reads it"
     )

@@ -121,11 +121,11 @@ def _check_ahead(recipe: RecipeTable, table: MethodTable, where: str) -> None:
         raise RecipeError(
             f"method {table.name!r} asks for replay ahead and names none", where=where, hint="add replay = a source"
         )
-    if source.source == "exemplar" or source.labeler not in ("helper", "teacher"):
+    if source.source == "exemplar" or source.labeler not in ("helper", "teacher", "given"):
         raise RecipeError(
             f"method {table.name!r} asks for replay of the classes being learnt, and {table.replay!r} is labelled "
             "by their model, which comes after", where=where,
-            hint=f'[replay.{table.replay}] labeler = "helper" (or "teacher")',
+            hint=f'[replay.{table.replay}] labeler = "helper" (or "teacher", "given")',
         )  # fmt: skip
 
 

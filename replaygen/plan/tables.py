@@ -24,7 +24,9 @@ class Table(BaseModel):
 class RelabelTable(Table):
     """Background inpainting of the current labels; a row's `inpaint` may name another mode than this one."""
 
-    mode: InpaintMode = "argmax"
+    mode: InpaintMode = Field(
+        default="argmax", description="RECALL's; the same without doubtful pixels; PLOP's; or erase objects from images"
+    )
     unsure: float = Field(default=0.7, ge=0.0, lt=1.0, description="confidence: what is less probable is ignored")
     floor: float = Field(default=0.001, ge=0.0, lt=1.0, description="entropy: least limit, on PLOP's scale")
     erase: EraseSpec = Field(default_factory=EraseSpec, description="pixels: how old objects are erased")
@@ -54,11 +56,15 @@ class MethodTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,60}$")
-    trainer: str
-    replay: str | None = None
-    inpaint: bool | InpaintMode | None = None
-    knowledge: bool | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,60}$", description="the row's name in tables")
+    trainer: str = Field(description="a method of `trainers/` by name, or the path of a file")
+    replay: str | None = Field(default=None, description="the [replay.NAME] whose samples are mixed into its batches")
+    inpaint: bool | InpaintMode | None = Field(
+        default=None, description="true: as [relabel] mode says; false; or a mode. Default: what the method asks for"
+    )
+    knowledge: bool | None = Field(
+        default=None, description="older replay labels receive the classes being learnt; default: the method's"
+    )
     ahead: bool = Field(default=False, description="replay of the classes being learnt too, labelled by a helper")
 
 
@@ -70,8 +76,8 @@ class TlsTable(Table):
     """Files of a cluster's TLS: who has a certificate of this authority may connect, nobody else."""
 
     ca: str = Field(description="certificates of the authority that signed everybody's of this cluster")
-    cert: str
-    key: str
+    cert: str = Field(description="the certificate that this side shows")
+    key: str = Field(description="its private key; for your eyes only")
 
 
 class RunTable(Table):
@@ -93,8 +99,8 @@ class RunTable(Table):
     insecure: bool = Field(default=False, description="allow Dask without TLS between machines")
     idle: float = Field(default=60.0, ge=0, description="seconds after which a worker without work frees its models")
     store: str | None = Field(default=None, description="the store: a folder or s3://bucket/prefix")
-    retries: int = Field(default=2, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    retries: int = Field(default=2, ge=0, description="times that a failed task is tried again, where that can help")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where there is one")
     tensorboard: str | None = Field(default=None, description="a folder for TensorBoard: curves, some predictions")
     crawl: CrawlHow = Field(default_factory=CrawlHow)
 
@@ -131,10 +137,10 @@ class RunTable(Table):
 class TrainTable(Table):
     """Training of every step; `base` changes it for step 0, `helper` for helper decoders."""
 
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="each is a whole chain of its own")
     fit: FitOptions = Field(default_factory=FitOptions)
-    base: dict[str, Any] = Field(default_factory=dict)
-    helper: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Any] = Field(default_factory=dict, description="changes to [train.fit] for step 0")
+    helper: dict[str, Any] = Field(default_factory=dict, description="changes to [train.fit] for helper decoders")
     base_model: str | None = Field(
         default=None, description="a folder with your own step-0 model, instead of [train.base]"
     )
@@ -143,4 +149,4 @@ class TrainTable(Table):
 class CompareTable(Table):
     """Which published rows stand beside the run's own, those of the scenario's task and setting: in no key."""
 
-    dataset: Literal["voc2012"]
+    dataset: Literal["voc2012"] = Field(description="whose published rows")

@@ -6,6 +6,7 @@ Everything printed comes through `plain` and through templates that escape; no p
 from replaygen.report.attribution import write_attribution
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Example, examples
+from replaygen.report.gallery import Gallery, predictions, step_images
 from replaygen.report.overview import overview_png
 from replaygen.report.page import write_report
 from replaygen.report.sheets import Sheet, sheet
@@ -13,12 +14,15 @@ from replaygen.report.text import plain
 
 __all__ = [
     "Example",
+    "Gallery",
     "Sheet",
     "curves_svg",
     "examples",
     "overview_png",
     "plain",
+    "predictions",
     "sheet",
+    "step_images",
     "write_attribution",
     "write_report",
 ]

@@ -51,7 +51,7 @@ def examples(plan: Plan, seed: int | None = None) -> list[Example]:
             continue
         record = plan.store.get(key)
         if record is not None and {TAR, INDEX} <= {output.name for output in record.outputs}:
-            found += _read(plan.store, record, *place)
+            found += read_examples(plan.store, record, *place)
     return found
 
 
@@ -65,8 +65,11 @@ def place_of(slot: str) -> tuple[str, int, int] | None:
     return (parts[0], int(seed), int(step)) if seed.isdecimal() and step.isdecimal() else None
 
 
-def _read(store: Store, record: Record, method: str, seed: int, step: int) -> list[Example]:
-    shard = Shard(store.read(record.output(TAR).digest), store.read(record.output(INDEX).digest))
+def read_examples(
+    store: Store, record: Record, method: str, seed: int, step: int, *, tar: str = TAR, index: str = INDEX
+) -> list[Example]:
+    """The predictions in one shard of an evaluation; StoreError, DataError where it is damaged."""
+    shard = Shard(store.read(record.output(tar).digest), store.read(record.output(index).digest))
     found = []
     for sample in shard.ids:
         extension = "png" if "png" in shard.extensions(sample) else "jpg"

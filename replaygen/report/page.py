@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from replaygen.report.attribution import PhotoSummary, photo_summary
 from replaygen.report.colors import METHODS, METHODS_DARK, class_color
+from replaygen.report.contents import Contents, contents
 from replaygen.report.curves import curves_svg
 from replaygen.report.examples import Scene, examples, scenes, shows
 from replaygen.report.files import check_folder, write_text
 from replaygen.report.fits import FitSamples, fit_samples
+from replaygen.report.headline import headline
+from replaygen.report.mistakes import NONE, Mistakes, mistakes
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.report.published import COMPARABILITY, Beside, beside
 from replaygen.report.quality import Quality, qualities, quality_charts
+from replaygen.report.rejected import PAGE_FLICKR, Rejected, rejected
 from replaygen.report.sheets import MOST_FLICKR, Sheet, sheets
 from replaygen.report.strips import Group, groups
 from replaygen.report.summary import Summary, rejections, summary
 from replaygen.report.tables import best_against, confusions, courses, final_rows, finding, heats
-from replaygen.report.text import duration, number, plain, plural, size
+from replaygen.report.text import count, duration, number, plain, plural, size
 from replaygen.runs.proof import proofs
 from replaygen.runs.results import RunResult, read_result
 
@@ -48,7 +52,9 @@ class Report:
         names: channel names, index = channel.
         photos: of other people, None where none were crawled.
         published: rows of papers that the recipe compares with; coarse: its coarse classes.
-        scenes: of `seed`, as are the sheets and the judged labels.
+        scenes: of `seed`, as are the sheets, the judged labels, and all below.
+        mistakes: images behind the matrices; rejected: what did not become replay, None where nothing was refused.
+        contents: classes in the replay; picture: the plan as SVG, "" to leave it out.
     """
 
     result: RunResult
@@ -63,6 +69,10 @@ class Report:
     labels: tuple[Group, ...] = ()
     published: tuple[Beside, ...] = ()
     coarse: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mistakes: Mistakes = NONE
+    rejected: Rejected | None = None
+    contents: tuple[Contents, ...] = ()
+    picture: Markup | str = ""
 
 
 def write_report(plan: Plan, out: Path) -> Path:
@@ -85,15 +95,20 @@ def write_report(plan: Plan, out: Path) -> Path:
 
 def gather(plan: Plan) -> Report:
     """Read everything that the page shows; pictures and replay of the first seed only."""
+    from replaygen.report.planned import plan_picture
+
     result = read_result(plan)
     seed = min(result.seeds() or plan.recipe.table.train.seeds)
     labels = tuple(groups(plan, seed))
     flickr = MOST_FLICKR - sum(group.flickr for group in labels)
+    refused = rejected(plan, seed, flickr=min(flickr, PAGE_FLICKR))
+    flickr -= refused.flickr if refused else 0
     return Report(
         result, plan.opened.scenario.names, seed, tuple(scenes(examples(plan, seed))),
         tuple(sheets(plan, seed, flickr=flickr)), summary(plan), tuple(qualities(plan, seed)),
         tuple(fit_samples(plan)), photo_summary(proofs(plan)), labels,
-        beside(plan.recipe.table), plan.recipe.table.coarse,
+        beside(plan.recipe.table), plan.recipe.table.coarse, mistakes(plan, seed), refused,
+        tuple(contents(plan, seed)), plan_picture(plan),
     )  # fmt: skip
 
 
@@ -106,6 +121,7 @@ def page(report: Report) -> str:
     charts = [Markup(curves_svg(result, [metric])) for metric in _metrics(result)]
     quality = [Markup(chart) for chart in quality_charts(report.qualities)]
     strips = [_strip(scene, report) for scene in report.scenes]
+    published = {one.method: one.published for one in report.published}
     return render(
         "report.html", report=report, result=result, rows=rows, finding=finding(rows), charts=charts,
         heats=heats(result), confusions=confusions(result), strips=strips, open_scenes=OPEN_SCENES,
@@ -114,7 +130,9 @@ def page(report: Report) -> str:
         qualities=report.qualities, fits=report.fits, quality_charts=quality,
         photos=report.photos, labels=report.labels, attribution=_attribution(report.summary),
         coarse=report.coarse, courses=courses(result), against=best_against(result), comparability=COMPARABILITY,
-        published={one.method: one.published for one in report.published},
+        published=published, headline=headline(rows, published), mistakes=report.mistakes,
+        confused=_colored(report, report.mistakes.channels), rejected=report.rejected, contents=report.contents,
+        picture=report.picture,
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
 
@@ -165,7 +183,12 @@ def _attribution(told: Summary) -> str:
 
 def _legend(report: Report) -> list[tuple[str, str]]:
     masks = [mask for scene in report.scenes for mask in (scene.true, *scene.predictions.values())]
-    return [(_name(report.names, channel), class_color(channel)) for channel in shows(masks)]
+    return _colored(report, shows(masks))
+
+
+def _colored(report: Report, channels: Iterable[int]) -> list[tuple[str, str]]:
+    """(class name, #rrggbb) of channels."""
+    return [(_name(report.names, channel), class_color(channel)) for channel in channels]
 
 
 def _name(names: tuple[str, ...], channel: int) -> str:
@@ -186,8 +209,8 @@ def environment() -> Environment:
         loader=PackageLoader("replaygen.report", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_printed,
     )  # fmt: skip
-    made.filters |= {"number": number, "duration": duration, "size": size, "plural": plural}
-    script = _asset(made, "overlay.js")
+    made.filters |= {"number": number, "duration": duration, "size": size, "plural": plural, "count": count}
+    script = _asset(made, "page.js")
     made.globals |= {
         "style": _asset(made, "page.css"), "sheet_style": _asset(made, "sheet.css"), "script": script,
         "labels_style": _asset(made, "labels.css"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaygen.report.colors import class_color, rgb
 
@@ -34,7 +34,7 @@ class Thumb:
 
 
 def photo(image: Image8, side: int = 128) -> Thumb:
-    """A thumbnail of an image: PNG where it is tiny, JPEG otherwise.
+    """A thumbnail of an image as WebP: exact where it is tiny, compressed with losses otherwise.
 
     Args:
         image: uint8 [H, W, 3].
@@ -44,9 +44,8 @@ def photo(image: Image8, side: int = 128) -> Thumb:
 
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    if max(small.size) <= TINY:
-        return _thumb(small, "png")
-    return _thumb(small, "jpeg")
+    exact = max(image.shape[:2]) <= TINY
+    return _thumb(small, "webp", **({"lossless": True, "quality": 60} if exact else {"quality": 72, "method": 4}))
 
 
 def overlay(mask: Mask8, side: int = 128) -> Thumb:
@@ -70,7 +69,7 @@ def overlay(mask: Mask8, side: int = 128) -> Thumb:
             colors[3 * channel : 3 * channel + 3], alpha[channel] = bytes(rgb(class_color(channel))), 255
     indexed = Image.frombytes("P", picture.size, picture.tobytes())
     indexed.putpalette(bytes(colors))
-    return _thumb(indexed, "png", transparency=bytes(alpha))
+    return _thumb(indexed, "png", optimize=True, transparency=bytes(alpha))
 
 
 def picture_channels(picture: PILImage) -> list[int]:
@@ -78,15 +77,10 @@ def picture_channels(picture: PILImage) -> list[int]:
     return [value for value, count in enumerate(picture.histogram()) if count]
 
 
-def _thumb(picture: PILImage, kind: str, transparency: bytes | None = None) -> Thumb:
+def _thumb(picture: PILImage, kind: str, **how: Any) -> Thumb:
     from markupsafe import Markup
 
     buffer = io.BytesIO()
-    if kind == "jpeg":
-        picture.save(buffer, format="JPEG", quality=78, optimize=True)
-    elif transparency is not None:
-        picture.save(buffer, format="PNG", optimize=True, transparency=transparency)
-    else:
-        picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format=kind.upper(), **how)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Thumb(Markup(uri), picture.width, picture.height)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from replaygen.report.attribution import FLICKR_NOTICE, link
+from replaygen.report.choice import Replay, chosen, told_choice
 from replaygen.report.colors import class_color
 from replaygen.report.examples import shows
 from replaygen.report.files import write_text
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from replaygen.report.strips import Strip
     from replaygen.sample import Mask8
 
-MOST_SAMPLES = 24
+MOST_SAMPLES = 60
 """Samples on a sheet at most: a sheet is for looking, and no gallery of other people's photos."""
 
-PAGE_SAMPLES = 480
-"""Samples on a whole page at most; many sheets show fewer each."""
+SHEET_SAMPLES = 24
+"""Samples on a sheet unless another number is asked for, and of a longer one those that are seen at once."""
 
+PAGE_SAMPLES = 720
+"""Samples on a whole page at most; many sheets show fewer each."""
 
 MOST_FLICKR = 30
 """Photos of Flickr on a whole page at most: a term of its API."""
@@ -39,17 +41,6 @@ MOST_FLICKR = 30
 
 SCREENED = "screened"
 """The reason that a labelling gives for what a selection refused."""
-
-
-class Replay(Protocol):
-    """What a sheet needs of a replay set; `replaygen.runs.replay.ReplaySet` is one."""
-
-    @property
-    def manifest(self) -> dict[str, Any]: ...
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[ReplaySample]: ...
 
 
 @dataclass(frozen=True)
@@ -132,6 +123,14 @@ class Sheet:
         """What the terms of a source ask to say where its photos are shown; "" where nothing."""
         return FLICKR_NOTICE if self.flickr else ""
 
+    @property
+    def choice(self) -> str:
+        """ "Showing 60 of 2,000, evenly chosen."; "" where all are shown, or none."""
+        return told_choice(len(self.tiles), self.made)
+
+    def __repr__(self) -> str:
+        return f"<Sheet: {self.name} from {self.source}, {self.made} of {self.wanted}>"
+
     def save(self, path: str | Path) -> Path:
         """Write the sheet as one HTML file that asks for nothing outside itself; complete or not at all."""
         from replaygen.report.page import render
@@ -145,12 +144,12 @@ class Sheet:
 
 
 def sheet(
-    replay_set: Replay, limit: int = MOST_SAMPLES, *, labelled: Sequence[str] = (), flickr: int = MOST_FLICKR
+    replay_set: Replay, limit: int = SHEET_SAMPLES, *, labelled: Sequence[str] = (), flickr: int = MOST_FLICKR
 ) -> Sheet:  # fmt: skip
-    """A contact sheet of the first samples of a replay set.
+    """A contact sheet of some samples of a replay set, evenly chosen.
 
     Args:
-        limit: samples shown, at most 24 whatever is asked for.
+        limit: samples shown, at most 60 whatever is asked for.
         labelled: who labelled it, to be printed.
         flickr: photos of Flickr that may be shown, at most 30 whatever is asked for.
     """
@@ -171,12 +170,10 @@ def sheet(
 
 
 def _shown(replay_set: Replay, most: int, flickr: int) -> tuple[list[ReplaySample], int]:
-    """The first samples, and how many of them are photos of Flickr; none is read that may not be shown."""
+    """Samples evenly chosen, and how many of them are photos of Flickr; none is read that may not be shown."""
     samples: list[ReplaySample] = []
     of_flickr = 0
-    if flickr <= 0 and from_flickr(replay_set):
-        return samples, of_flickr
-    for sample in itertools.islice(replay_set, most):
+    for sample in chosen(replay_set, min(most, max(0, flickr)) if from_flickr(replay_set) else most):
         if sample.about.get("source") == "flickr":
             if of_flickr == flickr:
                 break
@@ -345,5 +342,8 @@ def spoken(chain: str) -> str:
     return f"{_SPOKEN.get(method, method)}, seed {seed}"
 
 
-_SPOKEN = {"base": "the step-0 model", "helpers": "the helper of its step", "teachers": "the teacher"}
+_SPOKEN = {
+    "base": "the step-0 model", "helpers": "the helper of its step", "teachers": "the teacher",
+    "given": "the masks given with the images",
+}  # fmt: skip
 """Chains that are no method of the recipe."""

@@ -143,7 +143,7 @@ def groups(plan: Plan, seed: int) -> list[Group]:
     drawn = []
     for one in found:
         judgement = judge(one.replay_set, one.chains[0])
-        pictures = _Pictures(judgement, -(-left // max(1, waiting)))
+        pictures = Pictures(judgement, -(-left // max(1, waiting)))
         strips = tuple(strip for strip in _few(pictures, few) if strip.looks)
         drawn.append(
             Group(judgement, spoken(judgement.labelled), strips, pictures.legend(), pictures.flickr, pictures.fewer)
@@ -164,7 +164,7 @@ def _judged(plan: Plan, seed: int) -> list[Told]:
     return sorted(first.values(), key=lambda one: int(one.replay_set.manifest["channel"]))
 
 
-def _few(pictures: _Pictures, few: int) -> Iterable[Strip]:
+def _few(pictures: Pictures, few: int) -> Iterable[Strip]:
     """The strips of a class on the report's page."""
     told = pictures.judgement
     best, last = told.kept[:few], told.kept[few:][-few:]
@@ -214,7 +214,7 @@ def judged_sheet(judgement: Judgement, limit: int | None = None, *, labelled: st
         labelled: who labelled it, to be printed.
     """
     most = max(0, min(MOST_REJECTED if limit is None else limit, PAGE_TILES))
-    pictures = _Pictures(judgement, MOST_FLICKR * 2 // 3)
+    pictures = Pictures(judgement, MOST_FLICKR * 2 // 3)
     chosen = _in_order(judgement.rejected, [one for one in by_turns(judgement.rejected, most) if pictures.may(one)])
     erased = [one for one in judgement.erased[:FEW] if pictures.may(one)]
     strips = []
@@ -243,7 +243,7 @@ WHERE: Mapping[str, str] = {
 # pictures
 
 
-class _Pictures:
+class Pictures:
     """Reads the pictures of judged samples, and keeps count of what a page may show."""
 
     def __init__(self, judgement: Judgement, flickr: int) -> None:

@@ -47,6 +47,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
+def count(value: int) -> str:
+    """A whole number with commas between thousands: "2,000"."""
+    return f"{value:,}"
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are there."""
     known = [value for value in values if value is not None and value == value]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from replaygen.errors import DataError
 from replaygen.plan import Plan
 from replaygen.sample import decode_image, decode_mask
+from replaygen.shown import Printer, notebook_html
 from replaygen.store import Record, Shard, Store
 
 if TYPE_CHECKING:
@@ -82,6 +83,22 @@ class ReplaySet:
                     json.loads(labels.read(sample, "label.json")),
                 )
 
+    def _repr_html_(self) -> str | None:
+        return notebook_html("replay_set", self)
+
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
+        printer.text(f"replay of {self.manifest['class']!r} from {self.source}: {len(self)} samples")
+
+
+class ReplaySets(dict[str, ReplaySet]):
+    """Replay sets by class name."""
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html("replay_sets", self)
+
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
+        printer.text("replay: " + ", ".join(f"{name} {len(found)}" for name, found in self.items()))
+
 
 def replay_sets(plan: Plan) -> dict[str, ReplaySet]:
     """Slot ("replay/web/recall/seed0/cow") -> replay set, of every set of the plan that stands in the store."""
@@ -100,7 +117,7 @@ def first_sets(plan: Plan) -> Mapping[str, ReplaySet]:
     Raises:
         DataError: the plan has no replay, or none was made yet.
     """
-    sets: dict[str, ReplaySet] = {}
+    sets = ReplaySets()
     for found in replay_sets(plan).values():
         if not sets or found.source == next(iter(sets.values())).source:
             sets.setdefault(found.record.params["class_name"], found)

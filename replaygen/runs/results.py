@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replaygen.plan import Plan
+from replaygen.shown import Printer, notebook_html
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ class RunResult:
             / (highs[seed].metrics["all"] - lows[seed].metrics["all"])
             for seed in seeds
         ]  # fmt: skip
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html("result", self)
+
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
+        printer.text(table(self))
 
     def as_json(self) -> dict[str, Any]:
         """Plain data with stable keys."""

@@ -13,9 +13,10 @@ from replaygen.plan.status import statuses
 from replaygen.runs.clusters import executor_for
 from replaygen.runs.executors import Executor
 from replaygen.runs.progress import Progress, Quiet
-from replaygen.runs.results import RunResult, read_result
+from replaygen.runs.results import RunResult, read_result, table
 from replaygen.runs.rounds import do_all
 from replaygen.runs.tally import StageTally, Tally
+from replaygen.shown import Printer, notebook_html
 from replaygen.store.fsops import replace_file
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Run:
                 f"refused{f' ({refused})' if refused else ''} in {stage.seconds:.0f} s"
             )
         return lines
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html("run", self)
+
+    def _repr_pretty_(self, printer: Printer, cycle: bool) -> None:
+        printer.text("\n".join([*self.lines(), table(self.result)]))
 
     def as_json(self) -> dict[str, Any]:
         """The tally as plain data with stable keys."""

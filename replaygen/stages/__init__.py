@@ -15,6 +15,7 @@ from replaygen.stages.given import GivenStage
 from replaygen.stages.helper import HelperStage
 from replaygen.stages.knowledge import KnowledgeStage
 from replaygen.stages.label import LabelStage
+from replaygen.stages.masks import GivenLabelStage
 from replaygen.stages.quality import QualityStage
 from replaygen.stages.relabel import RelabelStage, UncertaintyStage
 from replaygen.stages.replay import ReplayStage
@@ -44,6 +45,7 @@ STAGES: dict[str, type[Stage[Any]]] = {
         QualityStage,
         HelperStage,
         LabelStage,
+        GivenLabelStage,
         StandardsStage,
         TrustStage,
         EraseStage,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FORMAT = "replaygen-store 1"
 
 _FOLDERS = ("objects", "records", "refs", "partial", "locks", "leases", "quarantine")
+_NO_STRANGERS = {"README.md", ".gitignore", "tmp", "lost+found", ".snapshot", ".DS_Store"}
+"""What a folder without a store may hold and still be made one: files of a workspace, a layout that was cut short."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ def open_layout(root: Path, *, readonly: bool) -> Layout:
     return layout
 
 
+def _foreign(root: Path) -> list[str]:
+    """Names in a folder that belong neither to a workspace's `cache/` nor to a store that is being laid out."""
+    try:
+        return sorted(path.name for path in root.iterdir() if path.name not in _NO_STRANGERS)
+    except OSError:
+        return []
+
+
 def _refuse_unknown(layout: Layout, *, readonly: bool) -> None:
     filled = [folder for folder in (layout.objects, layout.records, layout.refs) if folder.exists()]
     if filled:
@@ -111,6 +121,13 @@ def _refuse_unknown(layout: Layout, *, readonly: bool) -> None:
             "the store has no format file, so its format is unknown",
             where=str(layout.root),
             hint=f"write the line '{FORMAT}' to {layout.format} if you know that it has this format",
+        )
+    others = _foreign(layout.root)
+    if others:
+        raise StoreError(
+            f"this folder is no store and holds other files: {', '.join(others[:3])}",
+            where=str(layout.root),
+            hint="name a store, or a new or empty folder",
         )
     if readonly:
         raise StoreError(

@@ -7,7 +7,7 @@ DATA := $(or $(REPLAYGEN_DATA),$(wildcard ../shared/data))
 export REPLAYGEN_DATA := $(if $(DATA),$(abspath $(DATA)),)
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test soak bench lint clean
+.PHONY: setup demo test soak bench docs lint clean
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 
 setup: $(READY)
@@ -26,6 +26,9 @@ test: setup
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 36000 $(PYTEST)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

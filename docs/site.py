@@ -43,6 +43,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return with_equations(markdown) if "$$" in markdown else markdown
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """A name for the theme's search dialog, which has none."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 def with_equations(markdown: str) -> str:
     """The same page with every equation outside code as MathML."""
     return _PARTS.sub(_equation, markdown)
@@ -59,7 +66,9 @@ def _equation(match: re.Match[str]) -> str:
         return match[0]
     drawn: str = convert(tex, display="block" if match["block"] else "inline")
     drawn = drawn.replace("<math ", f'<math aria-label="{_quoted(tex)}" ', 1)
-    return f'\n<div class="equation" tabindex="0">{drawn}</div>\n' if match["block"] else drawn
+    if match["block"]:
+        return f'\n<div class="equation" tabindex="0">{drawn}</div>\n'
+    return f"<span>{drawn}</span>"  # Markdown would take a <math> that begins a line for a block
 
 
 def _quoted(text: str) -> str:

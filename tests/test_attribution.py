@@ -312,7 +312,7 @@ def test_a_sheet_of_its_own_bears_the_notice(tmp_path: Path) -> None:
     shown = sheet(ReplaySet(plan.store, record, plan.opened.scenario.names, "web"), flickr=5)
     assert len(shown.tiles) == 5
     assert FLICKR_NOTICE in shown._repr_html_()
-    assert shown.licences == (("CC BY 2.0", 3), ("CC0 1.0", 2))
+    assert shown.licences == (("CC0 1.0", 4), ("CC BY 2.0", 1))
 
 
 def test_a_sheet_names_the_reasons_of_the_selection(tmp_path: Path) -> None:

@@ -87,6 +87,34 @@ def test_links_and_pictures_lead_somewhere() -> None:
     assert not lost
 
 
+def test_what_the_text_names_is_there() -> None:
+    """Environment variables, `make` targets, benchmark results, tests and recipes that a page names exist."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "replaygen").rglob("*.py"))
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    lost = []
+    for page in (REPOSITORY / "README.md", *PAGES):
+        text = page.read_text(encoding="utf-8")
+        lost += [f"{page.name}: {name}" for name in set(re.findall(r"\bREPLAYGEN_[A-Z_]+\b", text)) if name not in code]
+        for target in set(re.findall(r"`make ([\w-]+)`", text)):
+            script = REPOSITORY / "benchmarks" / f"{target.replace('-', '_')}.py"
+            if not (script.exists() or re.search(rf"^{target}:", makefile, re.MULTILINE)):
+                lost.append(f"{page.name}: make {target}")
+        for path in set(re.findall(r"\b(?:benchmarks/results|tests|trainers)/[\w.-]+\.\w+", text)):
+            if not (REPOSITORY / path).exists() and "my_" not in path:
+                lost.append(f"{page.name}: {path}")
+    assert not lost
+
+
+def test_losses_that_the_docs_list_can_be_imported() -> None:
+    """Each function of `replaygen.learn` in docs/trainers.md is one."""
+    import replaygen.learn
+
+    told = (DOCS / "trainers.md").read_text(encoding="utf-8").split("`replaygen.learn`", 1)[1].split("\n## ", 1)[0]
+    names = re.findall(r"`(\w+)`", told)
+    assert len(names) > 15
+    assert not [name for name in names if not hasattr(replaygen.learn, name)]
+
+
 def test_equations_become_mathml() -> None:
     """TeX between dollars is drawn as MathML; code keeps its dollars."""
     pytest.importorskip("latex2mathml", reason="equations are drawn by latex2mathml: pip install 'replaygen[docs]'")
@@ -102,7 +130,7 @@ def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
     pytest.importorskip("latex2mathml", reason="equations are drawn by latex2mathml: pip install 'replaygen[docs]'")
     pytest.importorskip("material", reason="pip install 'replaygen[docs]'")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,10 +142,16 @@ def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
         loader.feed(text)
         assert not [address for address in loader.addresses if re.match(r"(?:\w+:)?//", address)], page.name
         assert "$$" not in re.sub(r"<(code|pre).*?</\1>", "", text, flags=re.DOTALL), page.name
+    assert not [page.name for page in pages if "\\" in _drawn(page.read_text(encoding="utf-8"))]
     methods = (tmp_path / "site" / "methods.html").read_text(encoding="utf-8")
     assert methods.count("<math") > 40
     for sheet in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*['\"]?(?:\w+:)?//", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+def _drawn(page: str) -> str:
+    """What the equations of a page show: TeX that was not understood would stand there as it is."""
+    return re.sub(r"<[^>]*>", "", " ".join(re.findall(r"<math .*?</math>", page, flags=re.DOTALL)))
 
 
 class _Loaded(HTMLParser):

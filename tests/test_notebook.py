@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -141,6 +142,7 @@ def test_every_cell_of_the_lesson_runs(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_the_lesson_tells_the_truth(
     lesson: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +339,48 @@ def hostile(one: StepResult) -> StepResult:
     metrics = {**one.metrics, "per_class": {HOSTILE: 1.0}}
     method = one.method if one.method == "base" else HOSTILE
     return StepResult(method, 0, one.step, one.names, one.new, one.old, metrics, one.matrix, one.images, 1.0)
+
+
+def complaints(page: Any, file: Path, axe: Any) -> list[str]:
+    """What a page says on the console, asks for outside, shows too wide, or hides from people (serious findings)."""
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("request", lambda asked: told.append(asked.url[:80]))
+    page.goto(file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
+        told.append("too wide")
+    for one in axe.run(page).response["violations"]:
+        if one["impact"] in ("serious", "critical"):
+            told.append(f"{one['id']}: {one['nodes'][0]['html']}")
+    return [line for line in told if not line.startswith((file.as_uri(), "data:"))]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_in_a_browser(tiny_run: Run, tmp_path: Path) -> None:
+    """In light and dark notebooks, wide and narrow: nothing to complain of, nothing asked for, all can be read."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    things = (tiny_run.plan, tiny_run, tiny_run.replay, rg.ReplayBuffer(tiny_run.replay, size=32),
+              rg.predictions(tiny_run, "recall"), rg.step_images(tiny_run, 1))  # fmt: skip
+    body = "".join(str(thing._repr_html_()) for thing in things)
+    told: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for light, ink, ground in (("true", "#212121", "#ffffff"), ("false", "#e0e0e0", "#111111")):
+            style = f"--jp-layout-color0:{ground};background:{ground};color:{ink};font:13px sans-serif"
+            file = tmp_path / f"{light}.html"
+            file.write_text(
+                '<!doctype html><html lang="en"><meta charset="utf-8"><title>A notebook</title>'
+                f'<body data-jp-theme-light="{light}" style="{style}"><main><h1>A</h1><h2>B</h2>{body}</main>'
+            )
+            for width in (1280, 390):
+                told += complaints(browser.new_page(viewport={"width": width, "height": 900}), file, axe.Axe())
+        browser.close()
+    assert told == []
 
 
 # the picture of the README

@@ -24,10 +24,15 @@ from replaygen.plan import Plan, Recipe
 from replaygen.plan.build import Built, Opened
 from replaygen.plan.recipe import RecipeTable
 from replaygen.report import curves_svg, examples, overview_png, plain, sheet, write_report
+from replaygen.report.choice import evenly
 from replaygen.report.colors import CLASSES, class_color, colorize, rgb
+from replaygen.report.contents import contents
 from replaygen.report.curves import spread
 from replaygen.report.examples import place_of
+from replaygen.report.headline import headline
+from replaygen.report.mistakes import mistakes
 from replaygen.report.pictures import overlay, photo
+from replaygen.report.published import Published
 from replaygen.report.sheets import labelled_by, refusals, sheets
 from replaygen.report.tables import confusion_table, final_rows, finding, gap_closed, heats
 from replaygen.report.text import number
@@ -36,6 +41,7 @@ from replaygen.runs.results import RunResult, StepResult, read_result
 from replaygen.sample import encode_png
 from replaygen.scenario import Scenario, Step
 from replaygen.stages import Task
+from replaygen.stages.evaluate import Behind, small
 from replaygen.store import Counts, OutputObject, Record, Store, task_key, write_shard
 
 U8 = npt.NDArray[np.uint8]
@@ -57,6 +63,7 @@ class World:
     title: str = "A small run"
     file_name: str = "photo.jpg"
     wanted: int = 12
+    confused: bool = True
 
 
 class Maker:
@@ -100,12 +107,14 @@ class Maker:
         world = self.world
         seen = [channel for channels in world.steps[: step + 1] for channel in channels]
         matrix = np.zeros((len(seen) + 1, len(seen) + 1), np.int64)
-        shown = []
+        shown, behind, looked = [], Behind(len(seen) + 1), {}
         for name, image, truth in world.pictures:
             current = np.where(np.isin(truth, [*seen, 255]), truth, 0).astype(np.uint8)
             predicted = world.predict(method, seed, step, current)
             valid = current != 255
             np.add.at(matrix, (current[valid], predicted[valid]), 1)
+            behind.take(name, predicted, current)
+            looked[name] = small(image, current, predicted)
             members = {"png": encode_png(image), "true.png": encode_png(current), "pred.png": encode_png(predicted)}
             shown.append((name, members))
         old = tuple(c for channels in world.steps[:step] for c in channels)
@@ -115,11 +124,15 @@ class Maker:
             "images": len(world.pictures),
         }  # fmt: skip
         tar, index = write_shard(shown)
-        self.task(
-            "evaluate", f"evaluate/{method}/seed{seed}/step{step}",
-            {"result.json": (json.dumps(told).encode(), 0), "examples.tar": (tar, len(shown)),
-             "examples.index.json": (index, 0)}, (("model", model),),
-        )  # fmt: skip
+        outputs = {"result.json": (json.dumps(told).encode(), 0), "examples.tar": (tar, len(shown)),
+                   "examples.index.json": (index, 0)}  # fmt: skip
+        if step == len(world.steps) - 1 and world.confused:
+            cells, chosen = behind.choose(matrix)
+            tar, index = write_shard([(name, looked[name]) for name in sorted(chosen)])
+            cells_told = {"cells": [cell.as_json(str) for cell in cells]}
+            outputs |= {"confused.json": (json.dumps(cells_told).encode(), 0), "confused.tar": (tar, len(chosen)),
+                        "confused.index.json": (index, 0)}  # fmt: skip
+        self.task("evaluate", f"evaluate/{method}/seed{seed}/step{step}", outputs, (("model", model),))
 
     def replay(self, source: str, chain: str, channel: int, model: str) -> None:
         world = self.world
@@ -415,6 +428,70 @@ def test_plain_keeps_words_and_drops_tricks(text: str, expected: str) -> None:
     assert plain(text) == expected
 
 
+# what opens behind a confusion, what was refused, what is in the replay
+
+
+def test_a_cell_opens_the_images_behind_it(small_plan: Plan, small_page: str) -> None:
+    """Every link of a matrix leads to an article of the page, with the pixels that the first seed confuses most."""
+    seen = Seen(small_page)
+    ids = set(seen.attributes("id"))
+    places = list(seen.attributes("data-opens"))
+    assert places
+    assert set(places) <= ids
+    found = mistakes(small_plan, 0)
+    cell = found.cells["finetune", 1, 0]
+    assert (cell.true, cell.predicted, cell.percent, cell.images) == ("cat", "background", 100.0, 5)
+    assert [one.pixels for one in cell.shown] == [25 * 35] * 4
+    assert "cat predicted as background, 100 percent" in " ".join(seen.attributes("aria-label"))
+
+
+def test_pictures_of_confusions_stand_once_in_the_page(small_plan: Plan, small_page: str) -> None:
+    """Images shared by cells and methods are written one time, truth and prediction as they were kept."""
+    found = mistakes(small_plan, 0)
+    assert len(found.pictures) == 4
+    assert str(found.style()) in small_page
+    assert [str(found.style()).count(str(picture.image.uri)) for picture in found.pictures] == [1] * 4
+    shown = found.cells["finetune", 1, 0].shown[0]
+    drawn = Image.open(io.BytesIO(base64.b64decode(found.own[shown.own].uri.split(",")[1]))).convert("RGBA")
+    assert drawn.getpixel((20, 20))[3] == 0  # type: ignore[index]
+    assert drawn.getpixel((70, 20))[:3] == rgb(class_color(3))  # type: ignore[index]
+
+
+def test_an_older_result_shows_its_matrix_without_links(tmp_path: Path) -> None:
+    """Where nothing was kept nothing opens, and the numbers stand."""
+    text = write_report(build(tmp_path / "store", small_world(confused=False)), tmp_path / "p.html").read_text("utf-8")
+    assert 'id="confusion"' in text
+    assert "data-opens" not in text.replace("a[data-opens]", "")
+    assert "<dialog" not in text
+
+
+def test_contents_count_images_and_pixels(small_plan: Plan) -> None:
+    """30 labels, each with a cat of 25 x 35 pixels less the line of ignore, which is no class."""
+    (found,) = contents(small_plan, 0)
+    assert (found.read, found.samples) == (30, 30)
+    assert [(bar.name, bar.samples, bar.images, bar.pixels, bar.percent) for bar in found.bars] == [
+        ("cat", 30, 30, 30 * 25 * 35, 100.0)
+    ]
+
+
+def test_headline_stands_beside_the_papers_row() -> None:
+    """The best row between the bounds, its marks, and the published numbers of the same trainer."""
+    rows = final_rows(run_of(
+        step_result("finetune", 2, 20.0), step_result("recall", 2, 50.0), step_result("mine", 2, 45.0),
+        step_result("joint", 2, 60.0),
+    ))  # fmt: skip
+    paper = Published("RECALL", "1-1-1", "overlapped", "voc", 40.0, None, 41.5, "net", "")
+    told = headline(rows, {"recall": paper})
+    assert told is not None
+    assert told.method == "recall"
+    assert [[(mark.who, mark.value) for mark in one.marks] for one in told.numbers] == [
+        [("recall", 50.0), ("finetune", 20.0), ("joint", 60.0), ("published", 40.0)],
+        [("recall", 50.0), ("finetune", 20.0), ("joint", 60.0)],
+        [("recall", 50.0), ("finetune", 20.0), ("joint", 60.0), ("published", 41.5)],
+    ]
+    assert headline([], {}) is None
+
+
 # numbers
 
 
@@ -573,11 +650,14 @@ def test_place_of_a_slot_allows_a_slash_in_the_method() -> None:
     assert place_of("evaluate/a/seedx/step1") is None
 
 
-def test_sheet_counts_and_shows_at_most_24(small_plan: Plan) -> None:
-    """30 samples were made and 7 refused; no more than 24 are shown, whatever is asked for."""
+def test_sheet_counts_and_shows_evenly_chosen_samples(small_plan: Plan) -> None:
+    """30 samples were made and 7 refused; 24 of them are shown unless another number is asked for, the last too."""
     replay_set = next(iter(replay_sets(small_plan).values()))
-    shown = sheet(replay_set, limit=100)
+    shown = sheet(replay_set)
     assert len(shown.tiles) == 24
+    assert [shown.tiles[0].id, shown.tiles[-1].id] == ["s000", "s029"]
+    assert shown.choice == "Showing 24 of 30, evenly chosen." in shown._repr_html_()
+    assert sheet(replay_set, limit=100).choice == ""
     assert (shown.made, shown.wanted, shown.shortfall) == (30, 12, 0)
     assert shown.rejected == {"class-absent": 5, "unreadable": 2} == refusals(replay_set)
     assert shown.legend == (("cat", class_color(1)),)
@@ -617,6 +697,24 @@ def test_sheets_of_a_page_are_of_one_seed(small_plan: Plan) -> None:
     assert len(sheets(small_plan)) == 2
     (shown,) = sheets(small_plan, seed=0)
     assert shown.labelled == ("the step-0 model, seed 0",)
+
+
+def test_a_long_set_shows_60_whatever_is_asked_for(tmp_path: Path) -> None:
+    """A sheet is for looking; of two shards the samples chosen are those of their places."""
+    world = small_world()
+    world.photos = {1: world.photos[1] * 5}
+    shown = sheet(next(iter(replay_sets(build(tmp_path, world)).values())), limit=1000)
+    assert len(shown.tiles) == 60
+    assert [tile.id for tile in shown.tiles] == [f"s{place:03d}" for place in evenly(150, 60)]
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "expected"),
+    [(5, 9, [0, 1, 2, 3, 4]), (5, 2, [0, 4]), (5, 1, [0]), (5, 0, []), (0, 3, []), (7, 3, [0, 3, 6])],
+)
+def test_places_are_spread_evenly(total: int, most: int, expected: list[int]) -> None:
+    """The first and the last are among them."""
+    assert evenly(total, most) == expected
 
 
 def test_labelling_chain_is_read_from_a_slot() -> None:

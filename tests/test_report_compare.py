@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from replaygen.report.compare import (
     write_comparison,
 )
 from replaygen.report.compare_curves import MOST_LINES, together_svg
+from replaygen.report.planned import write_picture
 from replaygen.report.tables import final
 from replaygen.store import Store
 
@@ -201,7 +203,7 @@ def test_the_command_compares(runs: Runs, tmp_path: Path) -> None:
     rows = {(row["method"], row["run"]): row for row in told["rows"]}
     assert rows["recall", "B"]["tests"]["all"]["pairs"] == 2
     assert Path(told["report"]).is_file()
-    plain = replaygen("report", "tiny", "slow", "--out", str(tmp_path / "c.html"), cwd=root)
+    plain = replaygen("report", "tiny", "slow", "--out", str(tmp_path / "made" / "c.html"), cwd=root)
     assert plain.returncode == 0, plain.stderr
     assert "A  tiny: 8-1 overlapped" in plain.stdout
     none = replaygen("report", "tiny", f"slow@{tmp_path / 'empty'}", cwd=root)
@@ -214,3 +216,47 @@ def test_one_run_is_no_comparison(runs: Runs) -> None:
         compared(runs.plans()[:1])
     with pytest.raises(ReplaygenError, match="9 runs cannot"):
         compared(runs.plans()[:1] * 9)
+
+
+# in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        opened = player.chromium.launch(executable_path=chromium)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_pages_are_right_in_a_browser(
+    runs: Runs, told: Comparisons, browser: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    """The comparison and the plan's page: no console error, no request, no serious axe finding, nothing juts out."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    pages = [
+        write_comparison(told, tmp_path / "compare.html"),
+        write_picture(runs.plans()[0], tmp_path / "plan.html"),
+    ]
+    said: list[str] = []
+    asked: list[str] = []
+    for path in pages:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda one: asked.append(one.url))
+        page.goto(path.as_uri())
+        found = Axe().run(page).response["violations"]
+        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert said == []
+        page.close()
+    assert [address for address in asked if not address.startswith("data:")] == [path.as_uri() for path in pages]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from replaygen.report import sheet, write_report
 from replaygen.report.attribution import FLICKR_NOTICE
 from replaygen.report.labels import Judgement, judge
 from replaygen.report.reasons import percent, words
+from replaygen.report.rejected import rejected
 from replaygen.report.sheets import MOST_FLICKR, from_flickr, labelled_by, refusals, sheets
 from replaygen.report.strips import PAGE_FLICKR, STRIPES, by_turns, groups, judged_sheet, striped
 from replaygen.runs.behind import identity
@@ -503,15 +505,16 @@ def test_page_is_the_same_every_time(plan: Plan, page: str, tmp_path: Path) -> N
 
 
 def test_page_without_judged_labels_has_no_such_section(tmp_path: Path) -> None:
-    """Neither section, nor link, nor style: such pages are as they were."""
+    """Neither section nor link; what the labeler refused stands under Rejected."""
     maker = Maker(tmp_path / "store", small_world())
     walk = Walk(maker)
     walk.images(6)
     walk.label({"cat-web-002": {"reason": "class-absent"}})
     walk.replay(wanted=3)
     text = write_report(maker.plan(), tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "rg-strip" not in text
-    assert "#labels" not in text
+    assert 'href="#labels"' not in text
+    (found,) = [one for one in Seen(text).tags if one[1].get("data-reason")]
+    assert found[1] == {"data-sample": "cat-web-002", "data-reason": "class-absent", "data-class": "cat"}
 
 
 def test_screens_without_erasing_have_a_section_too(tmp_path: Path) -> None:
@@ -540,6 +543,18 @@ def test_hostile_text_makes_no_element(tmp_path: Path, page: str) -> None:
     assert not any("evil" in address or "javascript" in address for address in seen.attributes("href", "src"))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
     assert not [one for one in seen.text if one.strip().startswith(("=", "+", "@"))]
+
+
+def test_rejected_images_are_shown_by_reason_and_counted(plan: Plan, page: str) -> None:
+    """Each reason has its samples and how many of them are shown; each shown one says its reason and its class."""
+    told = rejected(plan, 0)
+    assert told is not None
+    shown = [attributes["data-reason"] for _, attributes in Seen(page).tags if "data-reason" in attributes]
+    assert {cause.reason: cause.shown for cause in told.causes if cause.shown} == Counter(shown) == told.reasons
+    assert told.samples == sum(cause.samples for cause in told.causes) > len(shown)
+    (small,) = [cause for cause in told.causes if cause.reason == "too-small"]
+    assert (small.samples, small.shown, small.where) == (3, 0, "before there was an image")
+    assert told.names == ("cat",)
 
 
 # the terms of Flickr

@@ -68,13 +68,13 @@ def test_edges_are_those_of_the_tasks(plan: Plan) -> None:
 def test_what_stands_is_told_with_its_seconds(tmp_path: Path) -> None:
     """A cached task counts its record's seconds, another what to expect; the bars' widths are the shares."""
     plan = build(tmp_path / "store", small_world())
-    label = {box.stage: box for box in boxes(plan)}["label"]
-    assert (label.cached, label.to_go) == (label.tasks, 0.0)
-    assert label.took == pytest.approx(1.5 * label.tasks)
-    lost = next(key for key, task in plan.tasks.items() if task.stage == "label")
+    tested = {box.stage: box for box in boxes(plan)}["evaluate"]
+    assert (tested.cached, tested.to_go) == (tested.tasks, 0.0)
+    assert tested.took == pytest.approx(1.5 * tested.tasks)
+    lost = next(key for key, task in plan.tasks.items() if task.stage == "evaluate")
     next((tmp_path / "store" / "records").rglob(f"*{lost[2:]}*")).unlink()
-    again = {box.stage: box for box in boxes(replace(plan))}["label"]
-    assert (again.tasks, again.cached) == (label.tasks, label.tasks - 1)
+    again = {box.stage: box for box in boxes(replace(plan))}["evaluate"]
+    assert (again.tasks, again.cached) == (tested.tasks, tested.tasks - 1)
     assert again.took == pytest.approx(1.5 * again.cached)
     assert again.to_go > 0
     picture = ElementTree.fromstring(str(plan_picture(replace(plan))))

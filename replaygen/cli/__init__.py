@@ -24,5 +24,5 @@ def _command() -> object:
 
     from replaygen.cli.app import app
 
-    told = {"color": False} if os.environ.get("NO_COLOR") else {}
-    return typer.main.get_command(app).main(prog_name="replaygen", standalone_mode=False, **told)
+    color = False if os.environ.get("NO_COLOR") else None
+    return typer.main.get_command(app).main(prog_name="replaygen", standalone_mode=False, color=color)

@@ -17,6 +17,7 @@ from replaygen.cli import (
     crawl,
     exporting,
     generator,
+    importing,
     places,
     reporting,
     runs,
@@ -50,6 +51,7 @@ app.add_typer(cluster.app, name="cluster")
 app.command()(places.init)
 app.command()(places.doctor)
 app.command()(exporting.export)
+app.command("import")(importing.import_)
 
 
 def _version(wanted: bool) -> None:
@@ -241,6 +243,7 @@ _DEMO = """\
 Ten handwritten digits on photographs: five classes first, then one a step. Fine-tuning sees only the
 new digit; RECALL replays pictures of the old ones that the model labelled itself; joint saw everything.
 """
+_MEANWHILE = "To see it grow, in another terminal in this folder: replaygen report digits --watch\n"
 
 
 def _all_of_the_demo() -> None:
@@ -267,7 +270,7 @@ def demo(
     with resumable():
         found, store = open_recipe("digits", changes, cache_root, how(workers, None))
         if not as_json:
-            print(_DEMO)
+            print(_DEMO if changes or cache_root else _DEMO + _MEANWHILE)
         done = _run(found, store, as_json=as_json, report_to=None)
         closed = done.result.gap_closed("recall")
         if closed and not as_json:

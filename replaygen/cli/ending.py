@@ -102,7 +102,7 @@ def _ended_by(error: Exception) -> int:
     if isinstance(error, typer.Abort):
         return FAILED
     if isinstance(error, usage) and type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message(), file=sys.stderr)
+        print(_message(error), file=sys.stderr)
         return USAGE
     if isinstance(error, of_the_line):
         _tell(_of_the_line(error))
@@ -153,7 +153,7 @@ def _of_the_line(error: Exception) -> Told:
     """What is wrong with the words of the command line."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "replaygen"
-    what = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    what = " ".join(_message(error).split()).rstrip(".")
     hint = f"{path} --help"
     if found := _NO_COMMAND.match(what):
         what, hint = f"no such command: {path} {found[1]}", _nearest(found[1], _commands_of(context), hint)
@@ -164,6 +164,10 @@ def _of_the_line(error: Exception) -> Told:
     else:
         what = what[:1].lower() + what[1:]
     return Told("UsageError", what, path, hint)
+
+
+def _message(error: Exception) -> str:
+    return str(error.format_message())  # type: ignore[attr-defined]  # of every error about a command line
 
 
 def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:

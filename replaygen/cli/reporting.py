@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replaygen.cli import completing
 from replaygen.cli.options import Cache, Json, Set, open_recipe
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan
 
-Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE...", help="one recipe, or several to compare")]
+Recipes = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE", help="one recipe, or several to compare", autocompletion=completing.recipes),
+]
 
 
 def report(
@@ -51,7 +55,7 @@ def _one(planned: Plan, name: str, out: Path | None, *, as_json: bool) -> None:
         raise DataError(
             "nothing was evaluated", where=str(planned.store.root), hint=f"run it first: replaygen run {name}"
         )
-    page = write_report(planned, out or _place(planned, f"{planned.recipe.name}.html"))
+    page = write_report(planned, _place(planned, out, f"{planned.recipe.name}.html"))
     print(json.dumps({"report": str(page)}) if as_json else f"wrote {page}")
 
 
@@ -65,7 +69,7 @@ def _several(plans: list[Plan], names: list[str], out: Path | None, *, as_json: 
             raise DataError(
                 f"nothing was evaluated of {name}", where=run.store, hint=f"run it first: replaygen run {name}"
             )
-    page = write_comparison(told, out or _place(plans[0], "compare.html"))
+    page = write_comparison(told, _place(plans[0], out, "compare.html"))
     if as_json:
         print(json.dumps({"report": str(page), **told.as_json()}, ensure_ascii=False))
         return
@@ -73,8 +77,9 @@ def _several(plans: list[Plan], names: list[str], out: Path | None, *, as_json: 
     print(f"wrote {page}")
 
 
-def _place(planned: Plan, name: str) -> Path:
-    out = planned.recipe.workspace / "reports" / name
+def _place(planned: Plan, out: Path | None, name: str) -> Path:
+    """Where the page goes, its folder made."""
+    out = out or planned.recipe.workspace / "reports" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 

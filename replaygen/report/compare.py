@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,15 @@ class Line:
     run: Compared
     row: Row
     first: str = ""
-    tests: Mapping[str, Comparison] | None = None
+    tests: Mapping[str, Comparison] = field(default_factory=dict)
+
+    def said(self, metric: str) -> str:
+        """A metric's test in words; "" where there is none."""
+        test = self.tests.get(metric)
+        if test is None:
+            return ""
+        same = test.difference == 0 and test.p == 1
+        return f"as {self.first} in each of {test.pairs} seeds" if same else f"to {self.first}: {test}"
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,7 @@ class Comparisons:
         for method, lines in self.table().items():
             for line in lines:
                 cells = "  ".join(f"{getattr(line.row, name)!s:>12}" for name in METRICS)
-                test = f"  {line.first}: {line.tests['all']}" if line.tests and "all" in line.tests else ""
-                told.append(f"{plain(method):<16}{line.run.letter}{cells}{test}")
+                told.append(f"{plain(method):<16}{line.run.letter}{cells}  {line.said('all')}".rstrip())
         return [*map(stripped, told), *([] if self.comparable else [NOT_COMPARABLE])]
 
     def table(self) -> dict[str, list[Line]]:
@@ -172,7 +179,7 @@ class Comparisons:
                 {
                     "method": method, "run": line.run.letter, "against": line.first or None,
                     **{name: _spread_json(getattr(line.row, name)) for name in METRICS},
-                    "tests": {name: test.as_json() for name, test in (line.tests or {}).items()},
+                    "tests": {name: test.as_json() for name, test in line.tests.items()},
                 }
                 for method, lines in self.table().items() for line in lines
             ],
@@ -261,7 +268,7 @@ def finding(told: Comparisons) -> str:
         return ""
     run, theirs, line = max(told.best, key=lambda one: one[2].row.all.mean or 0.0)
     difference = (line.row.all.mean or 0.0) - (first.all.mean or 0.0)
-    test = (line.tests or {}).get("all")
+    test = line.tests.get("all")
     way = f"{number(abs(difference))} points {'above' if difference > 0 else 'below'}"
     text = f"{run.letter}'s best row, {line.row.method}, ends at {number(line.row.all.mean)} % mIoU over all classes, "
     text += f"{way if abs(difference) >= 0.05 else 'as'} "

@@ -160,27 +160,24 @@ def telling(found: Iterable[Scene], first: Iterable[int]) -> list[Scene]:
     return sorted(found, key=rank)
 
 
-Place = tuple[tuple[str, int], ...]
-"""(row, step) in the order in which they are looked for; step 0 of a chain is the shared "base"."""
+Place = tuple[str, int]
+"""(row, step); step 0 of a chain is the shared "base"."""
 
 
 def _by_step(found: Sequence[Scene], method: str) -> dict[str, Place]:
     steps = sorted({step for scene in found for name, step in scene.predictions if name == method})
-    places: dict[str, Place] = {f"after step {step}": ((method, step),) for step in steps}
-    return {"after step 0": (("base", 0),), **places} if steps and steps[0] == 1 else places
+    places: dict[str, Place] = {f"after step {step}": (method, step) for step in steps}
+    return {"after step 0": ("base", 0), **places} if steps and steps[0] == 1 else places
 
 
 def _by_row(found: Sequence[Scene], rows: Sequence[str]) -> dict[str, Place]:
     last = max(step for scene in found for _, step in scene.predictions)
     there = {place for scene in found for place in scene.predictions}
-    return {row: ((row, last),) for row in rows if (row, last) in there}
+    return {row: (row, last) for row in rows if (row, last) in there}
 
 
 def _seen(i: int, scene: Scene, places: Iterable[Place]) -> list[tuple[int, Mask8] | None]:
-    return [
-        next(((i, scene.predictions[place]) for place in places_of if place in scene.predictions), None)
-        for places_of in places
-    ]
+    return [(i, scene.predictions[place]) if place in scene.predictions else None for place in places]
 
 
 # what a step is given
@@ -219,8 +216,10 @@ def step_images(
     seed = plan.recipe.table.train.seeds[0] if seed is None else seed
     filled = inpainted(plan, step, chosen, seed=seed, method=method)
     if filled:
-        row = [(i, filled[image]) if image in filled else None for i, image in enumerate(chosen)]
-        rows.append(("background inpainted", row))
+        rows.append((
+            "background inpainted",
+            [(i, filled[image]) if image in filled else None for i, image in enumerate(chosen)],
+        ))  # fmt: skip
     new = ", ".join(scenario.names[channel] for channel in at.new)
     return gallery(
         [dataset.image(image) for image in chosen], rows, scenario.names, title=f"Training images of step {step}",

@@ -98,7 +98,7 @@ class Mistakes:
         return next((one for one in ones if (one.true, one.predicted) == (true, predicted)), None)
 
     def style(self) -> Markup:
-        """CSS that holds every picture once: `.rgpN` an image and its truth, `.rgoN` a prediction; ours, no outside text."""
+        """CSS that holds every picture once: `.rgpN` an image and its truth, `.rgoN` a prediction; no outside text."""
         from markupsafe import Markup
 
         lines = [f".rgp{i}{{--photo:url({one.image.uri});--truth:url({one.true.uri})}}"

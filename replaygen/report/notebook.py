@@ -14,7 +14,7 @@ from replaygen.report.curves import curves_svg
 from replaygen.report.page import render
 from replaygen.report.planned import plan_picture
 from replaygen.report.sheets import Tile, refusals, sheet
-from replaygen.report.tables import final_rows, heats
+from replaygen.report.tables import HIGH, final_rows, heats
 from replaygen.runs.behind import ancestors
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def result(shown: RunResult) -> str:
 def _result(shown: RunResult) -> dict[str, Any]:
     from markupsafe import Markup
 
+    rows = final_rows(shown) if any(map(shown.last, shown.methods())) else []
     metrics = [name for name in ("all", "old") if any(step.metrics.get(name) is not None for step in shown.steps)]
     return {
-        "result": shown, "rows": final_rows(shown) if any(map(shown.last, shown.methods())) else [],
+        "result": shown, "rows": rows, "compared": sum(row.method != HIGH for row in rows) > 1,
         "charts": [Markup(curves_svg(shown, [metric])) for metric in metrics if shown.methods()],
         "heats": heats(shown), "counted": any(step.metrics.get("background_counted") for step in shown.steps),
     }  # fmt: skip

@@ -259,7 +259,8 @@ def _course(panel: Axes, line: Line, curve: Curve, last: int) -> None:
 
 
 def _shape(scene: Scene) -> float:
-    return scene.image.shape[0] / scene.image.shape[1]
+    height, width = scene.image.shape[:2]
+    return float(height / width)
 
 
 def _faded(image: Image8) -> Image8:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TINY = 64
 """Images up to this side are shown with hard pixels, enlarged."""
 
+EXACT = 32
+"""Images up to this side are stored as they are, without any loss."""
+
 
 @dataclass(frozen=True)
 class Thumb:
@@ -34,7 +37,7 @@ class Thumb:
 
 
 def photo(image: Image8, side: int = 128) -> Thumb:
-    """A thumbnail of an image as WebP: exact where it is tiny, compressed with losses otherwise.
+    """A thumbnail of an image as WebP: exact up to `EXACT` pixels, nearly so up to `TINY`, compressed otherwise.
 
     Args:
         image: uint8 [H, W, 3].
@@ -44,8 +47,10 @@ def photo(image: Image8, side: int = 128) -> Thumb:
 
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    exact = max(image.shape[:2]) <= TINY
-    return _thumb(small, "webp", **({"lossless": True, "quality": 60} if exact else {"quality": 72, "method": 4}))
+    longer = max(small.size)
+    if longer <= EXACT:
+        return _thumb(small, "webp", lossless=True, quality=60)
+    return _thumb(small, "webp", quality=92 if longer <= TINY else 74, method=4)
 
 
 def overlay(mask: Mask8, side: int = 128) -> Thumb:

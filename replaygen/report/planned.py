@@ -40,6 +40,7 @@ WALK = {
     "remove": "old classes out of new images",
     "exemplars": "images kept of earlier steps",
     "features-replay": "what the frozen encoder sees",
+    "given-labels": "masks that came with the images",
     "label": "by the model that learnt them",
     "quality": "generated images, measured",
     "standards": "what labels of real images are",

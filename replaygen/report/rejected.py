@@ -1,4 +1,4 @@
-"""What did not become replay, to look at: rejected images of every class and source with their reasons, to filter by."""
+"""What did not become replay, to look at: rejected images of every class and source, with reasons to filter by."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ PAGE_REJECTED = 144
 
 FEWEST = 3
 """Of one class and source, however many there are."""
+
+LEFT_OVER = "set"
+"""The place of what was good enough and not wanted: it was not refused, and is not told here."""
 
 PAGE_FLICKR = 5
 """Photos of Flickr among them."""
@@ -93,13 +96,13 @@ def rejected(plan: Plan, seed: int, *, flickr: int = PAGE_FLICKR) -> Rejected | 
         StoreError, DataError: an object is missing or damaged.
     """
     told = [judge(one.replay_set, one.chains[0]) for one in first_of_each(plan, seed)]
-    told = [one for one in told if one.reasons]
+    told = [one for one in told if any(reason.at != LEFT_OVER for reason in one.reasons)]
     if not told:
         return None
     looks, legend, of_flickr, fewer = _looks(told, flickr)
     counted, where = Counter[str](), dict[str, dict[str, None]]()
     for one in told:
-        for reason in one.reasons:
+        for reason in (reason for reason in one.reasons if reason.at != LEFT_OVER):
             counted[reason.reason] += reason.samples
             where.setdefault(reason.reason, {})[WHERE[reason.at]] = None
     seen = Counter(one.look.one.reason for one in looks)
@@ -125,7 +128,8 @@ def _looks(
     found, legend, shown, fewer = list[Refused](), dict[tuple[str, str], None](), 0, False
     for place, one in enumerate(told):
         pictures = Pictures(one, -(-max(0, flickr - shown) // (len(told) - place)))
-        taken = [sample for sample in by_turns(one.rejected, share) if pictures.may(sample)]
+        refused = [sample for sample in one.rejected if sample.at != LEFT_OVER]
+        taken = [sample for sample in by_turns(refused, share) if pictures.may(sample)]
         found += [Refused(one.name, one.source, look) for look in pictures.looks(taken, mixed=True)]
         legend |= dict.fromkeys(pictures.legend())
         shown, fewer = shown + pictures.flickr, fewer or pictures.fewer

@@ -32,7 +32,7 @@ MOST_SAMPLES = 60
 SHEET_SAMPLES = 24
 """Samples on a sheet unless another number is asked for, and of a longer one those that are seen at once."""
 
-PAGE_SAMPLES = 720
+PAGE_SAMPLES = 480
 """Samples on a whole page at most; many sheets show fewer each."""
 
 MOST_FLICKR = 30

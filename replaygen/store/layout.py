@@ -83,7 +83,7 @@ def open_layout(root: Path, *, readonly: bool) -> Layout:
     """Check the format of the store in `root`, and lay out a new one where there is none.
 
     Raises:
-        StoreError: another format, a store without its format file, or a folder that cannot be created.
+        StoreError: another format, a store without its format file, a folder that holds other files or cannot be made.
     """
     layout = Layout(root)
     try:

@@ -170,8 +170,8 @@ def test_an_empty_folder_and_the_wheel_are_enough(built: Path, tmp_path: Path) -
 
 
 @pytest.mark.soak
-def test_a_fresh_environment_runs_the_smallest_recipe(built: Path, tmp_path: Path) -> None:
-    """`pip install replaygen[digits]` into a new environment, from a registry: it plans, and tells what demo lacks."""
+def test_a_fresh_environment_without_extras_says_what_it_lacks(built: Path, tmp_path: Path) -> None:
+    """`pip install replaygen[digits]` into a new environment, from a registry: what is not there is named."""
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     wheel = next((built / "dist").glob("*.whl"))
@@ -179,8 +179,10 @@ def test_a_fresh_environment_runs_the_smallest_recipe(built: Path, tmp_path: Pat
     subprocess.run([*pip, f"{wheel}[digits]"], check=True)
     folder = tmp_path / "new"
     folder.mkdir()
-    for words in (["init"], ["plan", "digits"]):
-        subprocess.run([str(home / "bin" / "replaygen"), *words], cwd=folder, check=True)
-    asked = subprocess.run([str(home / "bin" / "replaygen"), "demo"], cwd=folder, capture_output=True, text=True)
-    assert asked.returncode == 1
-    assert "pip install 'replaygen[demo]'" in asked.stderr
+    command = str(home / "bin" / "replaygen")
+    for words in (["init"], ["recipes", "ls"]):
+        subprocess.run([command, *words], cwd=folder, check=True)
+    for words, extra in ((["plan", "digits"], "biggan"), (["demo"], "demo")):
+        asked = subprocess.run([command, *words], cwd=folder, capture_output=True, text=True)
+        assert asked.returncode == 1
+        assert f"pip install 'replaygen[{extra}]'" in asked.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -26,11 +27,18 @@ class LogError(ReplaygenError):
 
 
 def redacted(text: str) -> str:
-    """A text with `[NAME]` in place of the value of each secret of the environment."""
+    """A text with `[NAME]` in place of the value of each secret of the environment, quoted or not."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET.search(name) and value in text:
-            text = text.replace(value, f"[{name}]")
+        if len(value) >= _SHORTEST and _SECRET.search(name):
+            for form in sorted(_forms(value), key=len, reverse=True):
+                text = text.replace(form, f"[{name}]")
     return text
+
+
+def _forms(value: str) -> set[str]:
+    """How a value may stand in a text: as it is, as Python writes it, and both as JSON writes them."""
+    plain = {value, repr(value)[1:-1]}
+    return plain | {json.dumps(one, ensure_ascii=ascii)[1:-1] for one in plain for ascii in (True, False)}
 
 
 class Redacting(logging.Formatter):

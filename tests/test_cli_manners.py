@@ -232,6 +232,7 @@ def test_a_folder_with_other_files_is_left_as_it_is(ran: Workspace, monkeypatch:
     assert _ended(["run", "tiny", "--cache", "pipelines"], ran, monkeypatch) == 1
     assert {path.suffix for path in (ran.root / "pipelines").iterdir()} == {".toml"}
     assert _ended(["init", "fresh"], ran, monkeypatch) == 0
+    (ran.root / "fresh" / "cache" / ".nfs0001").touch()
     assert _ended(["plan", "tiny", "--cache", "fresh/cache"], ran, monkeypatch) == 0
     assert (ran.root / "fresh" / "cache" / "format").is_file()
 
@@ -254,6 +255,20 @@ def test_a_fault_of_the_program_is_told_without_secrets(
     assert "report it" in error["hint"]
     assert "Traceback" in told.err
     assert "canary" not in told.out + told.err
+
+
+def test_a_secret_with_a_quote_stays_out_of_plain_data(
+    ran: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What JSON writes in another way is a secret too, in an error and in a log of JSON lines."""
+    monkeypatch.setenv("CANARY_TOKEN", 'ab"cde\\fgh')
+    assert _ended(["plan", 'no-ab"cde\\fgh', "--json"], ran, monkeypatch) == 1
+    told = capsys.readouterr()
+    assert "[CANARY_TOKEN]" in json.loads(told.out)["error"]["what"]
+    assert _ended(["--log", "json", "plan", 'no-ab"cde\\fgh'], ran, monkeypatch) == 1
+    logged = capsys.readouterr()
+    assert "[CANARY_TOKEN]" in logged.err
+    assert "cde" not in told.out + told.err + logged.out + logged.err
 
 
 def test_a_missing_package_is_told_with_its_extra(

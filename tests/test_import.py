@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TRAINING, Workspace
+from conftest import Workspace
 from PIL import Image
 from test_export import EVIL, contents, planned
 from test_export_peers import KEPT
@@ -180,7 +180,7 @@ def test_classes_are_a_list_or_json(tmp_path: Path) -> None:
 
 
 def test_hostile_names_stay_inside(tmp_path: Path) -> None:
-    """Class names and file names with slashes, markup and escapes: folders are slugs, and nothing is written outside."""
+    """Class names and file names with slashes, markup and escapes: folders are slugs, and nothing is outside."""
     names = [*EVIL, "..", "con/..", "a\nb"]
     classes = {"classes": [{"id": i + 1, "name": name} for i, name in enumerate(names)], "background_id": 0}
     classes["classes"].insert(0, {"id": 0, "name": "background"})  # type: ignore[attr-defined]
@@ -308,8 +308,8 @@ def test_a_folder_without_masks_is_refused_with_the_way_out(workspace: Workspace
     with pytest.raises(DataError, match="no folder _masks") as error:
         planned(workspace, recipe(workspace.data / "photos"))
     assert "replaygen import" in error.value.hint
+    text = KEPT.replace('source = "exemplar"', 'source = "web"\npath = "x"\nlabeler = "given"')
     with pytest.raises(RecipeError, match='"given" is for source "folder"'):
-        text = KEPT.replace('source = "exemplar"', 'source = "web"\npath = "x"\nlabeler = "given"')
         Recipe.load(workspace.recipe(text, "web"))
 
 

@@ -29,6 +29,7 @@ from replaygen.report.compare import (
     differing,
     finding,
     flat,
+    scene_of,
     write_comparison,
 )
 from replaygen.report.compare_curves import MOST_LINES, together_svg
@@ -113,6 +114,24 @@ def test_other_data_is_not_tested(runs: Runs, told: Comparisons) -> None:
     assert NOT_COMPARABLE in " ".join(Seen(comparison_page(apart)).text)
     assert NOT_COMPARABLE not in comparison_page(told)
     assert finding(apart) == ""
+
+
+@pytest.mark.parametrize(
+    "change", [{"scenario.holdout": 5}, {"scenario.protocol": "ignore"}, {"flip": True}, {"data.val": "train"},
+               {"scenario.setting": "disjoint"}],
+)  # fmt: skip
+def test_what_numbers_are_measured_on_decides(runs: Runs, change: dict[str, Any]) -> None:
+    """Other images, another protocol or prediction: no test. How it was trained is no matter."""
+    plain = Recipe.load(runs.paths[0]).plan(runs.store)
+    assert scene_of(plain) == scene_of(Recipe.load(runs.paths[0], {"train.fit.lr": 0.1}).plan(runs.store))
+    assert scene_of(plain) != scene_of(Recipe.load(runs.paths[0], change).plan(runs.store))
+
+
+def test_a_store_that_is_not_there_is_not_made(runs: Runs) -> None:
+    """RECIPE@STORE with a slip of the pen: an error, and no new folder."""
+    done = replaygen("report", "tiny", "slow@nostore", cwd=runs.workspace.root)
+    assert (done.returncode, "no store here" in done.stderr) == (1, True)
+    assert not (runs.workspace.root / "nostore").exists()
 
 
 def test_only_settings_that_differ_are_told(told: Comparisons) -> None:

@@ -217,7 +217,8 @@ def test_events_are_read_once_and_only_whole(plan: Plan) -> None:
     assert followed.row is not None
     assert (followed.row.state, followed.other, followed.running) == ("died", True, False)
     with path.open("a", encoding="utf-8") as file:
-        file.write('broken\n[1]\n{"event": "failed", "slot": "train/x", "error": "out of memory", "again": true}\n')
+        file.write('broken\n[1]\n{"event": "task", "seconds": "abc"}\n{"event": "task", "requested": [1]}\n')
+        file.write('{"event": "failed", "slot": "train/x", "error": "out of memory", "again": true}\n')
         file.write('{"event": "note", "mess')
     followed.look()
     assert [note.text for note in followed.notes()] == ["train/x failed, tried again: out of memory", "first"]

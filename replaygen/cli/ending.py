@@ -142,7 +142,8 @@ def _tell(told: Told) -> None:
     if "--json" in sys.argv:
         import json
 
-        print(redacted(json.dumps({"error": asdict(told)}, ensure_ascii=False)), flush=True)
+        fields = {name: redacted(text) for name, text in asdict(told).items()}
+        print(json.dumps({"error": fields}, ensure_ascii=False), flush=True)
     if in_json():
         say(told.what, grave=True, **asdict(told))
     elif "--json" not in sys.argv:

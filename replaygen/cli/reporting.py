@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replaygen.cli import completing
-from replaygen.cli.options import Cache, Json, Set, open_recipe
+from replaygen.cli.options import Cache, Json, Set, open_recipe, open_store
 
 if TYPE_CHECKING:
     from replaygen.plan import Plan
@@ -42,6 +42,7 @@ def _planned(name: str, changes: list[str] | None, cache_root: str | None) -> Pl
     """The plan of a recipe, of the store behind its `@` where it has one."""
     if "@" in name and not Path(name).is_file():
         name, cache_root = name.split("@", 1)
+        open_store(cache_root, reads=True)
     found, store = open_recipe(name, changes, cache_root, reads=True)
     return found.plan(store)
 

@@ -210,13 +210,20 @@ def compared(plans: Sequence[Plan]) -> Comparisons:
 def _read(plan: Plan, letter: str) -> Compared:
     result, told, table = read_result(plan), summary(plan), plan.recipe.table
     settings = table.model_dump(mode="json", exclude={"run", "name", "title"})
-    scene = [plan.opened.dataset.digest, result.task, result.setting, result.step_names, settings.get("evaluate")]
     return Compared(
         letter, plan.recipe.name, str(plan.store.address), result,
         tuple(row for row in final_rows(result, table.coarse) if row.all.mean is not None),
-        json.dumps(scene, sort_keys=True), flat(settings), dict(told.versions),
+        scene_of(plan), flat(settings), dict(told.versions),
         {one.method: one.published for one in beside(table)}, told.last, told.command,
     )  # fmt: skip
+
+
+def scene_of(plan: Plan) -> str:
+    """What a run's numbers were measured on, as JSON: data, task, classes, images, and how these were predicted."""
+    scenario, table = plan.opened.scenario, plan.recipe.table
+    images = list(scenario.holdout_ids) if table.scenario.holdout else table.data.val
+    told = [plan.opened.dataset.digest, table.scenario.task, table.scenario.setting, list(scenario.names), images]
+    return json.dumps([*told, table.scenario.protocol, table.flip], sort_keys=True)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

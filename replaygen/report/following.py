@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -112,23 +113,22 @@ class Followed:
         data = data[: data.rfind(b"\n") + 1]
         self._read += len(data)
         for line in data.splitlines():
-            try:
+            with contextlib.suppress(ValueError, TypeError):
                 event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                self._event(event)
+                if isinstance(event, dict):
+                    self._event(event)
 
     def _event(self, event: dict[str, Any]) -> None:
         kind, time = event.get("event"), str(event.get("time", ""))
         if kind == "start":
             self._first = time
         elif kind == "task":
+            seconds, stage = float(event.get("seconds") or 0.0), str(event.get("stage"))
+            samples = int(event.get("requested") or 0)
             self._last = time
             self._tasks += 1
-            seconds, stage = float(event.get("seconds") or 0.0), str(event.get("stage"))
             self._seconds[stage] += seconds  # type: ignore[assignment]
-            self._samples[stage] += int(event.get("requested") or 0)
+            self._samples[stage] += samples
         text, grave = _said(event)
         if text:
             self._notes.append(Note(time[11:19], cut(text), grave))

@@ -69,7 +69,7 @@ class Watch:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._followed = Followed(plan)
-        self._lock = threading.Lock()
+        self._lock, self._whole_lock = threading.Lock(), threading.Lock()
         self._next = 0.0
         self._live: Text | None = None
         self._drawn: tuple[tuple[str, ...], str] | None = None
@@ -100,7 +100,7 @@ class Watch:
         """The page of the run, as far as it has come; written anew when more of its records stand."""
         from replaygen.report.page import gather, page
 
-        with self._lock:
+        with self._whole_lock:
             plan = replace(self._plan)
             done = tuple(key for key in plan.tasks if plan.status[key].cached)
             if self._whole is None or self._whole[0] != done:
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             text = make()
-        except ReplaygenError as error:
+        except (ReplaygenError, OSError, ValueError) as error:
             self._refuse(503, cut(str(error), 400))
             return
         if self.headers.get("If-None-Match") == text.tag:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 FORMAT = "replaygen-store 1"
 
 _FOLDERS = ("objects", "records", "refs", "partial", "locks", "leases", "quarantine")
-_NO_STRANGERS = {"README.md", ".gitignore", "tmp", "lost+found", ".snapshot", ".DS_Store"}
-"""What a folder without a store may hold and still be made one: files of a workspace, a layout that was cut short."""
+_NO_STRANGERS = {"README.md", "tmp", "lost+found"}
+"""What a folder without a store may hold and still be made one, beside names that begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def open_layout(root: Path, *, readonly: bool) -> Layout:
 def _foreign(root: Path) -> list[str]:
     """Names in a folder that belong neither to a workspace's `cache/` nor to a store that is being laid out."""
     try:
-        return sorted(path.name for path in root.iterdir() if path.name not in _NO_STRANGERS)
+        names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        return sorted(name for name in names if name not in _NO_STRANGERS)
     except OSError:
         return []
 

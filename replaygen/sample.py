@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import TYPE_CHECKING
 
 from replaygen.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image as PILImage
@@ -105,21 +108,43 @@ def decode_mask(data: bytes, *, where: str = "") -> Mask8:
         uint8 [H, W].
 
     Raises:
-        DataError: not a PNG, or not one 8-bit channel.
+        DataError: not a PNG, not one 8-bit channel, or more than `MAX_PIXELS` pixels, which are then not decoded.
     """
     import numpy as np
+
+    with _opened_mask(data, where) as image:
+        return np.array(image, dtype=np.uint8)
+
+
+def mask_size(data: bytes, *, where: str = "") -> tuple[int, int]:
+    """(width, height) that a mask's header tells; nothing is decoded. DataError as for `decode_mask`."""
+    with _opened_mask(data, where) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened_mask(data: bytes, where: str) -> Iterator[PILImage]:
+    import warnings
+
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode not in {"P", "L"}:
-                raise DataError(
-                    f"mask has mode {image.mode}, expected 8-bit palette or grey", where=where,
-                    hint="save masks as one 8-bit channel whose value is the class id",
-                )  # fmt: skip
-            return np.array(image, dtype=np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"mask of {image.width} x {image.height} pixels is too large", where=where,
+                                    hint="resize the pair")  # fmt: skip
+                if image.mode not in {"P", "L"}:
+                    raise DataError(
+                        f"mask has mode {image.mode}, expected 8-bit palette or grey", where=where,
+                        hint="save masks as one 8-bit channel whose value is the class id",
+                    )  # fmt: skip
+                yield image
     except DataError:
         raise
+    except Image.DecompressionBombError:
+        raise DataError("mask is too large", where=where, hint="resize the pair") from None
     except Exception as error:  # as above
         raise DataError(
             f"not a readable PNG mask ({type(error).__name__})", where=where, hint="remove or replace the file"

@@ -1,58 +1,34 @@
-"""Exports: which sets, who may leave, all or nothing, the same bytes, and nothing from outside raw."""
+"""Exports: which sets, what is written of their samples, the same bytes, and the command."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import hashlib
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import markdown_it
 import numpy as np
 import pytest
-from conftest import TRAINING, Workspace
+from conftest import Workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_attribution import NASTY, Html
-from test_crawl_end_to_end import CRAWLING
+from PIL import Image
 from test_export_peers import KEPT
-from test_report import EVIL
+from test_export_support import ROWS, contents, planned, sample_of
 
-from replaygen.errors import DataError, ReplaygenError
+from replaygen.errors import DataError
 from replaygen.exports import FORMATS, export
 from replaygen.exports.choose import choose
 from replaygen.exports.coco import CocoLayout, run_lengths
 from replaygen.exports.ids import ExportClass, Ids
-from replaygen.exports.place import new_folder
-from replaygen.exports.samples import HIDDEN, PURGED, RESTRICTED, UNKNOWN, Door, Sample, samples
+from replaygen.exports.place import SUMS
+from replaygen.exports.samples import PURGED, Door, samples
 from replaygen.plan import Plan, Recipe
 from replaygen.runs import run
-from replaygen.sample import encode_png
-from replaygen.store import Store
-from replaygen.testing.local_flickr import LocalFlickr
-
-ROWS = TRAINING.partition("[[method]]")[0] + "".join(
-    f'[[method]]\nname = "{name}"\ntrainer = "{trainer}"\n{more}'
-    for name, trainer, more in (
-        ("finetune", "finetune", ""), ("web", "recall", 'replay = "photos"\n'),
-        ("keeps", "recall", 'replay = "kept"\n'),
-    )
-)  # fmt: skip
-
-
-def planned(workspace: Workspace, text: str, **changes: Any) -> Plan:
-    recipe = Recipe.load(workspace.recipe(text), {key.replace("__", "."): value for key, value in changes.items()})
-    return recipe.plan(recipe.store())
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +43,6 @@ def kept(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> Plan:
     """Exemplars of a recipe that trains nothing."""
     plan = planned(Workspace(tmp_path_factory.mktemp("kept") / "work", tiny_digits), KEPT)
     return run(plan).plan
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file's sha256, by its path."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip
 
 
 # which sets
@@ -119,6 +87,8 @@ def test_the_same_sets_give_the_same_bytes(kept: Plan, tmp_path: Path, layout: s
     assert contents(first.out) == contents(again.out)
     assert {**first.as_json(), "out": ""} == {**again.as_json(), "out": ""}
     assert len(contents(first.out)) == first.files
+    sums = [line.split("  ") for line in (first.out / SUMS).read_text().splitlines()]
+    assert {path: sha256 for sha256, path in sums} == {k: v for k, v in contents(first.out).items() if k != SUMS}
     assert not [path for path in first.out.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
 
 
@@ -131,10 +101,13 @@ def test_ids_are_the_data_sets_or_channels(kept: Plan, tmp_path: Path) -> None:
     assert rows[1]["name"] == "nine"
     table = {row["channel"]: row["id"] for row in json.loads((raw / "classes.json").read_text())["classes"]}
     assert table[1] == 10
-    about = json.loads((raw / "samples.jsonl").read_text().splitlines()[0])
-    assert (about["class_id"], about["visible_names"][0]) == (10, "nine")
-    assert (raw / "masks" / f"{about['id']}.png").is_file()
-    assert not (tmp_path / "channels" / "masks" / "x.png").exists()
+    lines = (raw / "samples.jsonl").read_text().splitlines()
+    for about in map(json.loads, lines):
+        assert (about["class_id"], about["visible_names"][0]) == (10, "nine")
+        one, other = (np.asarray(Image.open(out / "masks" / f"{about['id']}.png")) for out in (raw, channels))
+        assert np.array_equal(np.vectorize({**table, 255: 255}.get)(other), one)
+        assert (one == 10).any()
+    assert len(lines) == len(list((channels / "masks").iterdir())) == 5
 
 
 def test_without_a_background_what_is_no_class_is_ignored() -> None:
@@ -143,11 +116,6 @@ def test_without_a_background_what_is_no_class_is_ignored() -> None:
     assert ids.apply(np.array([[0, 1, 2, 255]], np.uint8), "").tolist() == [[255, 0, 4, 255]]
     with pytest.raises(DataError, match="channel 3"):
         ids.apply(np.array([[3]], np.uint8), "")
-
-
-def sample_of(image: Any, mask: Any, **about: Any) -> Sample:
-    told = dict.fromkeys(("licence_name", "licence_url", "url", "page", "source")) | about
-    return Sample("cow-1", "cow", encode_png(image), "png", image.shape[1], image.shape[0], mask, told)
 
 
 @settings(deadline=None, max_examples=60)
@@ -177,35 +145,6 @@ def test_coco_of_an_image_that_is_no_square(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "images"]
 
 
-# who may leave
-
-
-@pytest.mark.parametrize(
-    ("about", "reason"),
-    [
-        ({"licence": None}, ""), ({"licence": "cc-by-2.0", "photo": "flickr-9"}, ""),
-        ({"licence": "cc-by-nc-sa-4.0", "photo": "flickr-9"}, ""), ({"licence": "cc-by-nd-4.0"}, RESTRICTED),
-        ({"licence": "cc-by-nc-nd-2.0", "photo": "flickr-9"}, RESTRICTED),
-        ({"licence": "all-rights-reserved", "photo": "web-1"}, RESTRICTED), ({"licence": "my own terms"}, RESTRICTED),
-        ({"licence": None, "photo": "web-1"}, UNKNOWN), ({"licence": "cc-by-2.0", "photo": "flickr-1"}, PURGED),
-        ({"licence": "cc-by-2.0", "photo": "flickr-2"}, HIDDEN),
-        ({"licence": "cc-by-2.0", "photo": "flickr-3"}, RESTRICTED),
-    ],
-)  # fmt: skip
-def test_who_may_leave(tmp_path: Path, about: Mapping[str, Any], reason: str) -> None:
-    """By licence, then and now, by what was purged, by what went away; a word of one's own opens all but the purged."""
-    store = Store(tmp_path / "store")
-    store.bury(["flickr-1"], "asked")
-    store.note_checked({
-        "flickr-2": {"at": "2026-01-01T00:00:00Z", "licence": "cc-by-2.0", "visible": False},
-        "flickr-3": {"at": "2026-01-01T00:00:00Z", "licence": "all-rights-reserved", "visible": True},
-    })  # fmt: skip
-    door = Door(store)
-    assert door.opens("cow-1", about) == (reason == "")
-    assert dict(door.left_out) == ({reason: 1} if reason else {})
-    assert Door(store, "I asked them").opens("cow-1", about) == (reason != PURGED)
-
-
 def test_a_sample_that_was_buried_stays(trained: Plan, tmp_path: Path) -> None:
     """Counted, and in no file of the export; with all of a class gone there is no export, and later plans have none."""
     shutil.copytree(trained.recipe.workspace, tmp_path / "work")
@@ -223,153 +162,6 @@ def test_a_sample_that_was_buried_stays(trained: Plan, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
     with pytest.raises(DataError, match="are not made"):
         export(recipe.plan(recipe.store()), "coco", tmp_path / "none", classes=["two"])
-
-
-def test_photos_go_with_their_makers(workspace: Workspace, flickr: LocalFlickr, tmp_path: Path) -> None:
-    """Of a crawl: each photo's owner, page and licence in its row and in ATTRIBUTION; Flickr's notice; none purged."""
-    plan = planned(workspace, CRAWLING)
-    plan = plan.recipe.narrowed(methods=["crawled"]).plan(plan.store)
-    run(plan)
-    plan = plan.recipe.plan(plan.store)
-    done = export(plan, "folders", tmp_path / "out")
-    rows = [json.loads(line) for line in (done.out / "samples.jsonl").read_text().splitlines()]
-    assert done.photos == len(rows) == sum(done.samples.values()) > 8
-    for row in rows:
-        assert all(row[name] for name in ("owner", "page", "licence", "licence_url", "title", "photo", "sha256"))
-        assert "url" not in row or row["url"].startswith("http")
-    told = list(csv.DictReader(io.StringIO((done.out / "ATTRIBUTION.csv").read_text())))
-    assert {row["sample"] for row in told} == {row["id"] for row in rows}
-    assert all(row["fetched_at"] and row["changes"] for row in told)
-    card = (done.out / "README.md").read_text()
-    assert "not endorsed or certified by SmugMug" in card
-    plan.store.bury([rows[0]["photo"]], "asked")
-    again = export(plan, "webdataset", tmp_path / "again")
-    assert again.left_out == {PURGED: 1}
-    assert rows[0]["photo"] not in (again.out / "ATTRIBUTION.md").read_text()
-
-
-# all or nothing
-
-
-def test_nothing_is_overwritten(kept: Plan, tmp_path: Path) -> None:
-    """A file, a folder, a broken link: what is there stays as it is."""
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name in ("file", "folder", "link"):
-        with pytest.raises(ReplaygenError, match="something is there already"):
-            export(kept, "voc", tmp_path / name)
-    assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(ReplaygenError, match="no such folder"):
-        export(kept, "voc", tmp_path / "a" / "b")
-
-
-def test_an_export_that_fails_leaves_nothing(kept: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged object in the middle: the folder is not there, and neither is a part of it."""
-    chosen = choose(kept)
-    victim = kept.store.open_object(chosen.sets[-1][1].manifest["shards"][0]["images"])
-    good = victim.read_bytes()
-    os.chmod(victim, 0o644)
-    victim.write_bytes(good[:600] + bytes([good[600] ^ 1]) + good[601:])
-    try:
-        with pytest.raises(ReplaygenError):
-            export(kept, "webdataset", tmp_path / "out")
-    finally:
-        kept.store.put(good)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_export_that_was_killed_is_begun_anew(kept: Plan, tmp_path: Path) -> None:
-    """What a killed export left is removed; of two at once the second is refused and harms nothing."""
-    part = tmp_path / ".out.part"
-    (part / "images").mkdir(parents=True)
-    (part / "images" / "half.jpg").write_bytes(b"half")
-    done = export(kept, "folders", tmp_path / "out")
-    assert not (done.out / "images" / "half.jpg").exists()
-    with new_folder(tmp_path / "other") as folder:
-        (folder / "mine").touch()
-        with (
-            pytest.raises(ReplaygenError, match="another export to this place is running"),
-            new_folder(tmp_path / "other"),
-        ):
-            pass
-        assert (folder / "mine").exists()
-    assert (tmp_path / "other" / "mine").exists()
-
-
-def test_what_is_purged_meanwhile_stops_the_export(
-    kept: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_digits: Path
-) -> None:
-    """A purge between the first look and the end: the export is not finished."""
-    plan = planned(Workspace(tmp_path / "work", tiny_digits), KEPT)
-    run(plan)
-    real = FORMATS["folders"].close
-
-    def purged_now(self: Any) -> None:
-        plan.store.bury(["flickr-77"], "asked just now")
-        real(self)
-
-    monkeypatch.setattr(FORMATS["folders"], "close", purged_now)
-    with pytest.raises(DataError, match="were purged while"):
-        export(plan, "folders", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-# nothing raw
-
-
-@pytest.fixture(scope="module")
-def evil(tmp_path_factory: pytest.TempPathFactory, tiny_digits: Path) -> Plan:
-    """A data set whose class names, and a recipe whose title, are hostile."""
-    root = tmp_path_factory.mktemp("evil")
-    shutil.copytree(tiny_digits, root / "data")
-    classes = json.loads((root / "data" / "classes.json").read_text())
-    names = [*EVIL, NASTY[10], "../../x", "a|b\n# c"]
-    for row, name in zip(classes["classes"][1:], names, strict=False):
-        row["name"] = name
-    (root / "data" / "classes.json").write_text(json.dumps(classes))
-    workspace = Workspace(root / "work", root / "data")
-    text = "\n".join(line for line in KEPT.splitlines() if not line.startswith(("title", "classes")))
-    path = workspace.recipe(text)
-    path.write_text(f"title = {json.dumps(''.join(EVIL))}\n" + path.read_text())
-    plan = Recipe.load(path).plan(Recipe.load(path).store())
-    return run(plan).plan
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-def test_nothing_from_outside_is_raw(evil: Plan, tmp_path: Path, layout: str) -> None:
-    """Class names and titles with markup, formulas and escapes: harmless in every file, and paths are ids."""
-    done = export(evil, layout, tmp_path / "out")
-    for path in done.out.rglob("*"):
-        assert path.resolve().is_relative_to(done.out)
-        assert path.name.isascii()
-        if path.is_file() and path.suffix in (".md", ".csv", ".json", ".jsonl", ".txt"):
-            text = path.read_text()
-            assert "\x1b" not in text
-            assert "\u202e" not in text
-    card = (done.out / "README.md").read_text().rpartition("---\n\n# ")[2]
-    seen = Html("# " + card if layout == "huggingface" else card)
-    assert not {"script", "img", "b", "comment"} & set(seen.tags)
-    assert all(address.startswith("https://") for address in seen.links)
-
-
-def test_the_card_is_a_table_of_its_classes(evil: Plan, tmp_path: Path) -> None:
-    """A name with "|" or line ends stays in its cell."""
-    done = export(evil, "folders", tmp_path / "out")
-    html = markdown_it.MarkdownIt("commonmark").enable("table").render((done.out / "README.md").read_text())
-    classes = html.partition("images made for it")[2].partition("</table>")[0]
-    assert classes.count("<tr>") == 11
-    assert classes.count("<td>") == 33
-
-
-def test_the_front_of_a_card_is_yaml_that_says_one_thing(evil: Plan, tmp_path: Path) -> None:
-    """A title with quotes, colons and line ends is one string."""
-    yaml = pytest.importorskip("yaml")
-    done = export(evil, "huggingface", tmp_path / "out")
-    told = yaml.safe_load((done.out / "README.md").read_text().split("---\n")[1])
-    assert told["pretty_name"].endswith(": replay")
-    assert told["license"] == "other"
-    assert list(told["configs"][0]) == ["config_name", "data_files"]
 
 
 # the command
@@ -394,20 +186,6 @@ def test_the_command(kept: Plan, tmp_path: Path) -> None:
     assert "hint:" in again.stderr
     text = replaygen("export", "voc", recipe, "two", "--out", out + "2", cwd=tmp_path)
     assert text.stdout.startswith(f"wrote {out}2: 5 samples of 1 classes")
-
-
-def test_a_lock_is_let_go_when_its_holder_is_gone(tmp_path: Path) -> None:
-    """The kernel frees it, so an export that died holds nobody up."""
-    part = tmp_path / ".out.part"
-    part.mkdir()
-    held = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(ReplaygenError), new_folder(tmp_path / "out"):
-        pass
-    os.close(held)
-    with new_folder(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out").is_dir()
 
 
 def test_an_export_keeps_little_in_memory(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_huggingface(plan: Plan, wanted: dict[str, ReplaySample], tmp_path: Path
         assert row["mask"].mode == "L"
         found[row["id"]] = np.asarray(row["image"]), np.asarray(row["mask"])
         assert row["class_id"] in plan.opened.scenario.raw
-        assert row["height"], row["width"] == row["image"].size
+        assert (row["width"], row["height"]) == row["image"].size
         assert set(row["visible"]) <= set(plan.opened.scenario.raw)
     same(plan, wanted, found)
 

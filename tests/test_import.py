@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import Workspace
 from PIL import Image
-from test_export import EVIL, contents, planned
 from test_export_peers import KEPT
+from test_export_support import contents, planned
+from test_report import EVIL
 
 from replaygen.errors import DataError, RecipeError, ReplaygenError
 from replaygen.exports import export
@@ -192,7 +193,7 @@ def test_hostile_names_stay_inside(tmp_path: Path) -> None:
     )
     assert sum(done.samples.values()) == len(names) == len(done.folders)
     files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
-    assert len(files) == 2 * len(names) + 2
+    assert len(files) == 2 * len(names) + 3
     assert all(path.name.isascii() and not set("<>=") & set(path.name) for path in files)
     assert len(set(done.folders.values())) == len(names)
 

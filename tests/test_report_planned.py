@@ -17,7 +17,9 @@ from test_report import EVIL, build, small_world
 from replaygen.errors import ReplaygenError
 from replaygen.plan import Plan, Recipe
 from replaygen.report.layers import laid_out, reduced
+from replaygen.report.page import gather, page
 from replaygen.report.planned import WALK, Box, boxes, plan_picture, walked, ways, write_picture
+from replaygen.store import Store
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,6 +65,16 @@ def test_edges_are_those_of_the_tasks(plan: Plan) -> None:
     assert ("replay", "train") in forward
     order = walked(box.stage for box in boxes(plan))
     assert all(order.index(start) < order.index(end) for start, end in forward)
+
+
+def test_the_page_of_a_run_shows_what_stands_now(tmp_path: Path) -> None:
+    """A plan that was looked at before its tasks were made: the page that the run writes has nothing to go."""
+    done = build(tmp_path / "store", small_world())
+    done.__dict__["status"] = replace(done, store=Store(tmp_path / "empty")).status
+    assert done.to_run()
+    text = page(gather(done))
+    assert "to go" not in text
+    assert f"{len(done.tasks)} tasks: {len(done.tasks)} cached" in text
 
 
 def test_what_stands_is_told_with_its_seconds(tmp_path: Path) -> None:

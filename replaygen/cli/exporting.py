@@ -44,7 +44,11 @@ def export(
     shard: Annotated[int, typer.Option("--shard", min=1, help="samples of a tar or parquet file")] = 1000,
     allow_restricted: Annotated[
         str,
-        typer.Option("--allow-restricted", metavar="WHY", help="photos too whose licence forbids it"),
+        typer.Option(
+            "--allow-restricted",
+            metavar="WHY",
+            help="photos too whose licence forbids it or is not known; never purged or withdrawn ones",
+        ),
     ] = "",
     changes: Set = None,
     cache_root: Cache = None,

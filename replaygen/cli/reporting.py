@@ -52,6 +52,11 @@ def _one(planned: Plan, name: str, out: Path | None, *, as_json: bool) -> None:
     from replaygen.report import write_report
     from replaygen.runs import read_result
 
+    if not planned.recipe.table.method:
+        raise DataError(
+            "the recipe has no [[method]], so there is nothing to report", where=str(planned.recipe.path),
+            hint=f"look at what it makes: replaygen show {name} CLASS, or replaygen generator quality {name}",
+        )  # fmt: skip
     if not read_result(planned).steps:
         raise DataError(
             "nothing was evaluated", where=str(planned.store.root), hint=f"run it first: replaygen run {name}"

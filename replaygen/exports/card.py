@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 from replaygen.exports.choose import Chosen
 from replaygen.exports.ids import Ids
 from replaygen.report.attribution import FLICKR_NOTICE, escaped, link
-from replaygen.report.text import stripped
+from replaygen.report.text import plural, stripped
 
 if TYPE_CHECKING:
     from replaygen.exports.export import Exported
     from replaygen.plan import Plan
 
+_NOT_IN_YAML: Final = {0xFFFE: None, 0xFFFF: None}
 _READ: Final = {
     "webdataset": """\
 ```python
@@ -73,7 +74,8 @@ def _front(plan: Plan, done: Exported) -> str:
     """The metadata of a Hugging Face data set card, YAML in front of the text; "" for other layouts."""
     if done.format != "huggingface":
         return ""
-    name = json.dumps(stripped(plan.recipe.table.title or plan.recipe.name) + ": replay")
+    title = stripped(plan.recipe.table.title or plan.recipe.name).translate(_NOT_IN_YAML)
+    name = json.dumps(f"{title}: replay", ensure_ascii=False)
     lines = ["---", f"pretty_name: {name}", "license: other", "license_name: see-attribution",
              "license_link: ATTRIBUTION.md", "task_categories:", "- image-segmentation", "tags:",
              "- continual-learning", "- semantic-segmentation", "- replaygen", "configs:",
@@ -112,9 +114,11 @@ def _terms(done: Exported, why: str) -> str:
             "Where no licence is recorded (folders of one's own, generators, images of the data set) it is for whoever "
             "made this export to know whether it may be shared."
         )
-    if why:
-        lines.append(f"Photos whose licence forbids to hand on changed copies, or is not known, are in it, because: "
-                     f"{escaped(why)}")  # fmt: skip
+    if allowed := sum(done.let_through.values()):
+        lines.append(f"{plural(allowed, 'image')} whose licence forbids to hand on changed copies, or is not known, "
+                     f"went in too, because: {escaped(why)}")  # fmt: skip
+    if done.photos or done.left_out:
+        lines.append("Photos that were purged, or are no longer visible at their source, are never in it.")
     if any(source == "flickr" for source, _, _ in done.sources):
         lines.append(FLICKR_NOTICE)
     if done.left_out:

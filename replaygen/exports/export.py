@@ -17,8 +17,8 @@ from replaygen.exports.folders import FoldersLayout
 from replaygen.exports.huggingface import HuggingFaceLayout
 from replaygen.exports.ids import Ids, Kind
 from replaygen.exports.layout import Layout, as_line
-from replaygen.exports.place import measure, new_folder, write
-from replaygen.exports.samples import Door, Sample, samples
+from replaygen.exports.place import measure, new_folder, seal, write
+from replaygen.exports.samples import NEVER, Door, Sample, samples
 from replaygen.exports.voc import VocLayout
 from replaygen.exports.webdataset import WebDatasetLayout
 from replaygen.plan import Plan
@@ -45,6 +45,7 @@ class Exported:
         samples: by class, in the order of channels.
         sources: (source, licence's name, licence's page) -> samples.
         left_out: samples that were kept back, by reason.
+        let_through: samples among those written that only `allow_restricted` let out, by reason.
         photos: photos of other people that are in it.
     """
 
@@ -54,6 +55,7 @@ class Exported:
     samples: dict[str, int] = field(default_factory=dict)
     sources: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     left_out: dict[str, int] = field(default_factory=dict)
+    let_through: dict[str, int] = field(default_factory=dict)
     photos: int = 0
     files: int = 0
     size: int = 0
@@ -82,7 +84,8 @@ def export(
         ids: what masks hold: the data set's own class ids, or the scenario's channels.
         shard: samples of a tar or parquet file.
         allow_restricted: why photos go too whose licence forbids to hand on changed copies, or is not known; it is
-            written into the export. Without it they are left out and counted. Purged photos never go.
+            written into the export. Without it they are left out and counted. Photos that were purged, or are no longer
+            visible at their source, never go.
 
     Raises:
         DataError: unknown layout, class or row; sets that are not made; nothing that may go out.
@@ -103,14 +106,23 @@ def export(
         finally:
             writer.release()
         if not done.samples:
-            told = ", ".join(f"{reason} {count}" for reason, count in done.left_out.items())
-            raise DataError("nothing is left to export", where=f"kept back: {told}" if told else "the sets are empty",
-                            hint="--allow-restricted WHY, if you may" if told else "did the run end well?")  # fmt: skip
+            raise _nothing_left(done)
         _about(folder, plan, numbers, chosen, done, credits, allow_restricted)
+        seal(folder)
         done.files, done.size = measure(folder)
         if not door.still_open():
-            raise DataError("photos were purged while they were exported", where=str(out), hint="export again")
+            raise DataError("photos were purged or withdrawn while they were exported", where=str(out),
+                            hint="export again")  # fmt: skip
     return done
+
+
+def _nothing_left(done: Exported) -> DataError:
+    told = ", ".join(f"{reason} {count}" for reason, count in done.left_out.items())
+    hint = "these may never leave" if told else "did the run end well?"
+    if done.left_out.keys() - NEVER:
+        hint = "--allow-restricted WHY, if you may"
+    return DataError("nothing is left to export", where=f"kept back: {told}" if told else "the sets are empty",
+                     hint=hint)  # fmt: skip
 
 
 def _write(layout: Layout, chosen: Chosen, ids: Ids, door: Door, done: Exported) -> dict[str, Proof]:
@@ -124,7 +136,8 @@ def _write(layout: Layout, chosen: Chosen, ids: Ids, door: Door, done: Exported)
         if about["photo"]:
             credits[sample.id] = _credit(sample)
     layout.close()
-    done.left_out, done.photos = dict(door.left_out.most_common()), len(credits)
+    done.left_out, done.let_through = (dict(told.most_common()) for told in (door.left_out, door.let_through))
+    done.photos = len(credits)
     return credits
 
 
@@ -139,7 +152,7 @@ def _credit(sample: Sample) -> Proof:
 def _about(
     folder: Path, plan: Plan, ids: Ids, chosen: Chosen, done: Exported, credits: dict[str, Proof], why: str
 ) -> None:
-    """classes.json, ATTRIBUTION, README.md and export.json."""
+    """classes.json, ATTRIBUTION, README.md and export.json; the credits of all photos are in memory."""
     if credits:  # what the records know beyond the side-cars: when it was fetched, what was changed
         known = {one.sample: one for one in proofs(plan) if one.sample in credits and one.decision == "accepted"}
         credits = {sample: known.get(sample, one) for sample, one in credits.items()}
@@ -151,7 +164,8 @@ def _about(
     told = {name: value for name, value in done.as_json().items() if name not in ("out", "files", "bytes")}
     recipe = {"recipe": plan.recipe.name, "method": chosen.method, "seed": chosen.seed,
               "scenario": plan.opened.scenario.digest, "dataset": plan.opened.dataset.digest}  # fmt: skip
-    write(folder / "export.json", as_line({**told, **recipe, "allowed_restricted": why or None}))
+    allowed = {"allowed_restricted": why or None, "let_through": done.let_through}
+    write(folder / "export.json", as_line({**told, **recipe, **allowed}))
 
 
 def _sets(chosen: Chosen) -> list[dict[str, Any]]:

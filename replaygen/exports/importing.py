@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replaygen.classes import ClassInfo, ClassList, nearest_hint, palette, slug
-from replaygen.datasets.files import is_text, list_files, list_folder, read_classes, read_text
-from replaygen.datasets.photos import PHOTO_ENDINGS
+from replaygen.classes import ClassInfo, ClassList, palette, slug
+from replaygen.datasets.files import read_classes, read_text
 from replaygen.errors import DataError
+from replaygen.exports.incoming import HINT, MISSING, UNREADABLE, Found, Refused, found, is_turned, read_below
 from replaygen.exports.layout import as_line
-from replaygen.exports.place import new_folder, write
+from replaygen.exports.place import new_folder, seal, write
 from replaygen.report.text import stripped
-from replaygen.sample import IGNORE, decode_image, decode_mask, encode_png
+from replaygen.sample import IGNORE, decode_image, decode_mask, encode_png, mask_size
 from replaygen.sources.masks import CLASSES, MASKS
 
 if TYPE_CHECKING:
     from replaygen.sample import Mask8
 
-_HINT = "give a folder of images, or one that holds a folder of images a class"
 _FOLDER = re.compile(r"[^\W_][\w ()+-]{0,60}(?<! )")
 _NUMBERED = re.compile(r"(\d{1,3})\s*[:,\s]\s*(\S.*)")
 _BACKGROUND = "background"
@@ -53,7 +53,7 @@ class Imported:
 
     Attributes:
         samples: by class.
-        rejected: (file, reason) of every image that was not; no image vanishes.
+        rejected: (file, reason) of every file below the images that was not, hidden ones aside; no image vanishes.
         folders: class -> folder, where the class's name is no folder name.
     """
 
@@ -129,79 +129,92 @@ def import_masks(images: Path, masks: Path, classes: MaskClasses, out: Path) -> 
     """
     done = Imported(out)
     objects, seen = classes.objects(), set[str]()
+    places = _folders(objects)
     with new_folder(out) as folder:
-        for place, name in _images(images, objects):
-            told = f"{place}/{name}" if place else name
-            mask, reason = _mask(images / place / name, _beside(masks, place, name), classes)
-            of = place or (_largest(mask, objects) if mask is not None else "")
-            if mask is not None and not (of and (mask == objects[of]).any()):
-                mask, reason = None, "class-absent"
-            target = f"{_folder(of, done)}/{slug(Path(name).stem)}" if mask is not None else ""
-            if target in seen:
-                mask, reason = None, "same-name"
-            if mask is None:
-                done.rejected.append((told, reason))
+        for file in found(images, objects):
+            try:
+                of, image, mask = _checked(images, masks, file, classes, objects)
+                target = f"{places[of]}/{slug(Path(file.name).stem)}"
+                if target in seen:
+                    raise Refused("same-name")
+            except Refused as refused:
+                done.rejected.append((file.path, str(refused)))
                 continue
             seen.add(target)
             done.samples[of] = done.samples.get(of, 0) + 1
-            write(folder / f"{target}{Path(name).suffix.lower()}", (images / place / name).read_bytes())
+            write(folder / f"{target}{Path(file.name).suffix.lower()}", image)
             write(folder / MASKS / f"{target}.png", encode_png(mask))
         if not done.samples:
             told = ", ".join(f"{reason} {count}" for reason, count in done.reasons().items())
-            raise DataError("no image could be taken in", where=str(images), hint=told or _HINT)
+            raise DataError("no image could be taken in", where=str(images), hint=told or HINT)
         done.samples = {name: done.samples[name] for name in objects if name in done.samples}
+        done.folders = {name: places[name] for name in done.samples if places[name] != name}
         _write_about(folder, classes, done)
+        seal(folder)
     return done
 
 
-def _images(root: Path, objects: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """(class or "", file name) of every image, sorted."""
-    items = [item.name for item in list_folder(root, _HINT) if item.is_dir() and is_text(item.name)]
-    folders = sorted(name for name in items if not name.startswith((".", "_")))
-    for name in folders:
-        if name not in objects:
-            raise DataError(f"the folder {stripped(name)!r} is no class", where=str(root),
-                            hint=nearest_hint(name, objects))  # fmt: skip
-    for place in folders or [""]:
-        for name in list_files(root / place, _HINT):
-            if name.rpartition(".")[2].lower() in PHOTO_ENDINGS:
-                yield place, name
-
-
-def _beside(masks: Path, place: str, name: str) -> Path:
-    """Where an image's mask is: in its class's folder, or in the folder of all."""
-    file = f"{Path(name).stem}.png"
-    return masks / place / file if (masks / place / file).is_file() else masks / file
-
-
-def _mask(image: Path, mask: Path, classes: MaskClasses) -> tuple[Mask8 | None, str]:
-    """A mask, uint8 [H, W], with 255 for what is ignored; or None and why it was refused.
+def _checked(
+    images: Path, masks: Path, file: Found, classes: MaskClasses, objects: dict[str, int]
+) -> tuple[str, bytes, Mask8]:
+    """(class, the image's bytes, its mask with 255 for what is ignored) of a file that fits.
 
     Raises:
-        DataError: a value that is no class: then the list of classes is wrong, and not one image.
+        Refused: it does not.
+        DataError: a value in its mask is no class: then the list of classes is wrong, and not one image.
+    """
+    if file.reason:
+        raise Refused(file.reason)
+    drawn = _mask_of(masks, file)
+    image = read_below(images, file.path)
+    try:
+        height, width = decode_image(image).shape[:2]
+    except DataError:
+        raise Refused(UNREADABLE) from None
+    if is_turned(image):  # it is made upright when it is read, and a mask never is
+        raise Refused("turned")
+    mask = _mask(drawn, (width, height), file, classes)
+    of = file.place or _largest(mask, objects)
+    if not of or not (mask == objects[of]).any():
+        raise Refused("class-absent")
+    return of, image, mask
+
+
+def _mask_of(masks: Path, file: Found) -> bytes:
+    """The bytes of an image's mask, in its class's folder or in the folder of all; Refused."""
+    name = f"{Path(file.name).stem}.png"
+    for path in dict.fromkeys((f"{file.place}/{name}" if file.place else name, name)):
+        try:
+            return read_below(masks, path)
+        except Refused as refused:
+            if str(refused) != MISSING:
+                raise Refused(f"mask-{refused}") from None
+    raise Refused("no-mask")
+
+
+def _mask(data: bytes, size: tuple[int, int], file: Found, classes: MaskClasses) -> Mask8:
+    """A mask, uint8 [H, W], of an image of `size` (width, height), with 255 for what is ignored.
+
+    Raises:
+        Refused: it does not fit, which its header tells before anything is decoded.
+        DataError: a value that is no class.
     """
     import numpy as np
 
-    if not mask.is_file():
-        return None, "no-mask"
     try:
-        size = decode_image(image.read_bytes()).shape[:2]
-    except (DataError, OSError):
-        return None, "unreadable"
-    try:
-        found = decode_mask(mask.read_bytes())
-    except (DataError, OSError):
-        return None, "mask-unreadable"
-    odd = sorted(set(np.unique(found).tolist()) - classes.values)
+        if mask_size(data) != size:
+            raise Refused("mask-of-another-size")
+        mask = decode_mask(data)
+    except DataError:
+        raise Refused("mask-unreadable") from None
+    odd = sorted(set(np.unique(mask).tolist()) - classes.values)
     if odd:
         raise DataError(
-            f"{stripped(mask.name)} holds {', '.join(map(str, odd[:8]))}, which no class has as id",
-            where=str(mask.parent), hint="list these ids in the classes, or name the one to leave out with --ignore",
+            f"the mask holds {', '.join(map(str, odd[:8]))}, which no class has as id", where=stripped(file.path),
+            hint="list these ids in the classes, or name the one to leave out with --ignore",
         )  # fmt: skip
-    if found.shape != size:
-        return None, "mask-of-another-size"
-    found[found == classes.ignore] = IGNORE
-    return found, ""
+    mask[mask == classes.ignore] = IGNORE
+    return mask
 
 
 def _largest(mask: Mask8, objects: dict[str, int]) -> str:
@@ -213,11 +226,18 @@ def _largest(mask: Mask8, objects: dict[str, int]) -> str:
     return best if best and counts[objects[best]] else ""
 
 
-def _folder(name: str, done: Imported) -> str:
-    """A class's folder: its name, or a slug where that is no plain folder name."""
-    if _FOLDER.fullmatch(name):
-        return name
-    return done.folders.setdefault(name, f"class-{slug(name)}"[:80])
+def _folders(names: Iterable[str]) -> dict[str, str]:
+    """A folder for each class: its name, or a slug where that is no plain folder name, or is the same as an earlier one
+    on a disk that does not tell capitals or forms of accents apart.
+    """
+    places: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        free = _FOLDER.fullmatch(name) and same not in taken and not same.startswith("class-")
+        places[name] = name if free else f"class-{slug(name)}"
+        taken.add(same)
+    return places
 
 
 def _write_about(folder: Path, classes: MaskClasses, done: Imported) -> None:

@@ -1,6 +1,7 @@
 """The samples of an export, one at a time: image, mask in exported ids, and all that is known of both.
 
-Nothing that was purged, and nothing whose licence forbids to hand it on, gets through; what is left out is counted.
+Nothing that was purged or is no longer visible at its source gets through, and nothing whose licence forbids to hand it
+on, unless somebody says why it may; what is left out is counted.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PURGED: Final = "purged"
 RESTRICTED: Final = "licence-forbids-sharing"
 UNKNOWN: Final = "licence-unknown"
 HIDDEN: Final = "no-longer-visible"
+NEVER: Final = frozenset({PURGED, HIDDEN})
+"""Reasons that no word of one's own opens the door for."""
 
 _TEXT: Final = ("file", "title", "owner", "photo", "sha256", "prompt", "generator")
 _LINKS: Final = ("page", "url", "owner_page")
@@ -63,22 +66,28 @@ class Door:
     Attributes:
         allowed: why restricted licences are handed on all the same; "" where they are not.
         left_out: samples that were kept back, by reason.
+        let_through: samples that `allowed` alone opened for, by reason.
     """
 
     store: Store
     allowed: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
+    let_through: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.buried, self.bytes = frozenset(self.store.tombstones()), self.store.buried_bytes()
         self.checked = self.store.checked()
+        self._photos: set[str] = set()
 
     def opens(self, sample: str, about: Mapping[str, Any]) -> bool:
-        """Whether a sample may go out; where not, it is counted."""
+        """Whether a sample may go out; where not, or only as somebody said why, it is counted."""
         reason = self.reason(sample, about)
-        if reason and not (self.allowed and reason != PURGED):
+        if reason and (reason in NEVER or not self.allowed):
             self.left_out[reason] += 1
             return False
+        if reason:
+            self.let_through[reason] += 1
+        self._photos.add(str(about.get("photo") or ""))
         return True
 
     def reason(self, sample: str, about: Mapping[str, Any]) -> str:
@@ -95,8 +104,13 @@ class Door:
         return UNKNOWN if photo and not licences else ""
 
     def still_open(self) -> bool:
-        """Whether nothing was purged from the store since the first look."""
-        return frozenset(self.store.tombstones()) == self.buried
+        """Whether nothing was purged since the first look, and what went out was not withdrawn or forbidden."""
+        if (frozenset(self.store.tombstones()), self.store.buried_bytes()) != (self.buried, self.bytes):
+            return False
+        rows = [row for photo, row in self.store.checked().items()
+                if photo in self._photos and row != self.checked.get(photo)]  # fmt: skip
+        forbidden = any(_forbids(str(row["licence"])) for row in rows if row.get("licence"))
+        return all(row.get("visible") is not False for row in rows) and (bool(self.allowed) or not forbidden)
 
 
 def _forbids(licence: str) -> bool:
@@ -109,7 +123,9 @@ def _forbids(licence: str) -> bool:
 
 
 def samples(chosen: Chosen, ids: Ids, door: Door) -> Iterator[Sample]:
-    """Every sample that may go out, in the order of channels, shards and ids; one shard is in memory at a time.
+    """Every sample that may go out, in the order of channels, shards and ids.
+
+    Images and labels are in memory a shard at a time; ids of all samples are.
 
     Raises:
         DataError: a label that does not fit its image, or one id in two sets.

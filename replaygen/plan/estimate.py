@@ -20,30 +20,36 @@ STATISTICS = "stage_statistics.json"
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: wall time on the planned workers; bytes: disk; api_calls: requests to outside services."""
+    """seconds: wall time on the planned workers; bytes: disk; api_calls: requests to outside services.
+
+    guessed: nothing like it was run here before, so the time is a rule of thumb.
+    """
 
     seconds: float
     bytes: int
     api_calls: int
+    guessed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain data with stable keys."""
         return {"seconds": round(self.seconds, 1), "bytes": self.bytes, "api_calls": self.api_calls}
 
     def __str__(self) -> str:
-        return f"about {duration(self.seconds)}, {size(self.bytes)} of disk, {self.api_calls} API calls expected"
+        by = " by rule of thumb" if self.guessed else ""
+        return f"about {duration(self.seconds)}{by}, {size(self.bytes)} of disk, {self.api_calls} API calls expected"
 
 
 def estimate(tasks: Iterable[Task], store: Store, workers: int) -> Estimate:
     """Expected cost of tasks that are to run."""
     measured = read_statistics(Path(store.root))
-    seconds, disk, calls = 0.0, 0.0, 0
+    seconds, disk, calls, guessed = 0.0, 0.0, 0, True
     for task in tasks:
+        guessed = guessed and task.stage not in measured
         seconds += seconds_of(task, measured)
         calls += stage_of(task.stage).api_calls(task)
         about = measured.get(task.stage, {})
         disk += task.requested * float(about.get("bytes", stage_of(task.stage).bytes_per_sample))
-    return Estimate(seconds / max(1, workers), int(disk), calls)
+    return Estimate(seconds / max(1, workers), int(disk), calls, guessed)
 
 
 def seconds_of(task: Task, measured: Mapping[str, Mapping[str, float]]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,7 @@ def gather(plan: Plan) -> Report:
     """Read everything that the page shows; pictures and replay of the first seed only."""
     from replaygen.report.planned import plan_picture
 
+    plan = replace(plan)  # with a status of its own: of now, not of before the run
     result = read_result(plan)
     seed = min(result.seeds() or plan.recipe.table.train.seeds)
     labels = tuple(groups(plan, seed))

@@ -110,9 +110,12 @@ def _mapped(data: bytes, image: Image8, params: GivenLabelParams) -> tuple[Mask8
     """A mask in channels, of the size of its image, all classes of the scenario in it; or None and why not."""
     import numpy as np
 
-    from replaygen.sample import IGNORE, decode_mask
+    from replaygen.sample import IGNORE, decode_mask, mask_size
 
+    height, width = image.shape[:2]
     try:
+        if not _fits(*mask_size(data), width, height):
+            return None, "mask-of-another-size"
         raw = decode_mask(data)
     except DataError:
         return None, "mask-unreadable"
@@ -122,21 +125,22 @@ def _mapped(data: bytes, image: Image8, params: GivenLabelParams) -> tuple[Mask8
     table[[params.ignore, IGNORE]] = IGNORE
     if set(np.unique(raw).tolist()) - {value for value, _ in params.table} - {params.ignore, IGNORE}:
         return None, "mask-unknown-value"
-    fitted = _shrunk(raw, image.shape[1], image.shape[0])
-    return (None, "mask-of-another-size") if fitted is None else (table[fitted], "")
+    return table[_shrunk(raw, width, height)], ""
 
 
-def _shrunk(raw: Mask8, width: int, height: int) -> Mask8 | None:
-    """A mask as small as its image was made, nearest neighbours; None where it is not of the image's size."""
+def _fits(wide: int, high: int, width: int, height: int) -> bool:
+    """Whether a mask of `wide` x `high` pixels is of the image's size, or of that before the image was made smaller."""
+    scale = max(width, height) / max(wide, high)
+    return scale <= 1 and (max(1, round(wide * scale)), max(1, round(high * scale))) == (width, height)
+
+
+def _shrunk(raw: Mask8, width: int, height: int) -> Mask8:
+    """A mask as small as its image was made, nearest neighbours."""
     import numpy as np
     from PIL import Image
 
-    wide, high = raw.shape[1], raw.shape[0]
-    if (wide, high) == (width, height):
+    if raw.shape == (height, width):
         return raw
-    scale = max(width, height) / max(wide, high)
-    if scale > 1 or (max(1, round(wide * scale)), max(1, round(high * scale))) != (width, height):
-        return None
     return np.array(Image.fromarray(raw).resize((width, height), Image.Resampling.NEAREST))
 
 

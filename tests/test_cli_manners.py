@@ -175,6 +175,7 @@ WRONG = {
     "no store": (["cache", "ls", "--cache", "nowhere"], 1, "no store here", "run a recipe first"),
     "no such run": (["runs", "show", "2020"], 1, "no run", ""),
     "no hint of its own": (["plan", "tiny", "--set", "method.lr=1"], 1, "cannot set 'method.lr'", "checks a recipe"),
+    "no such format": (["export", "cocoo", "tiny", "--out", "x"], 2, "'cocoo' is none of webdataset", "mean coco?"),
     "a file is in the way": (["init", "pipelines/tiny.toml"], 1, "Not a directory", "not a folder"),
     "a folder with other files": (["run", "tiny", "--cache", "pipelines"], 1, "holds other files", "empty"),
 }  # fmt: skip

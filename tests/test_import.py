@@ -198,6 +198,13 @@ def test_hostile_names_stay_inside(tmp_path: Path) -> None:
     assert len(set(done.folders.values())) == len(names)
 
 
+def test_masks_that_are_elsewhere_are_said_to_be(theirs: Path, tmp_path: Path) -> None:
+    """A slip in the masks' folder is no word about the images."""
+    with pytest.raises(DataError, match=r"folder not found\s+where: .*maks"):
+        import_masks(theirs / "images", theirs / "maks", read_mask_classes(theirs / "classes.txt"), tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+
+
 def test_nothing_is_overwritten(theirs: Path, tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     with pytest.raises(ReplaygenError, match="something is there already"):

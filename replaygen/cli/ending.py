@@ -42,6 +42,7 @@ _OF_THE_SYSTEM = {
     errno.EISDIR: "this is a folder; give a file",
 }
 _NO_COMMAND = re.compile(r"No such command '(.*?)'")
+_NO_CHOICE = re.compile(r"(.*: )(?:Value error, )?'([^']*)' is not one of (.*)")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,10 @@ def _of_the_line(error: Exception) -> Told:
         what, hint = f"no such option: {option}", _nearest(option, _options_of(context), hint)
         if option == "--json":
             hint = f"it comes after the command: {path} COMMAND --json"
+    elif found := _NO_CHOICE.match(what):
+        known = re.findall(r"'(.*?)'", found[3])
+        what = f"{found[1][:1].lower()}{found[1][1:]}{found[2]!r} is none of {', '.join(known)}"
+        hint = _nearest(found[2], known, hint)
     else:
         what = what[:1].lower() + what[1:]
     return Told("UsageError", what, path, hint)

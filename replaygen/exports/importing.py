@@ -127,6 +127,8 @@ def import_masks(images: Path, masks: Path, classes: MaskClasses, out: Path) -> 
         DataError: a folder that is no class, a mask with a value that is none, or no image that fits.
         ReplaygenError: the place is taken or cannot be written.
     """
+    if not masks.is_dir():
+        raise DataError("folder not found", where=str(masks), hint="masks are NAME.png, or CLASS/NAME.png")
     done = Imported(out)
     objects, seen = classes.objects(), set[str]()
     places = _folders(objects)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FORMAT = "replaygen-store 1"
 
 _FOLDERS = ("objects", "records", "refs", "partial", "locks", "leases", "quarantine")
-_NO_STRANGERS = {"README.md", "tmp", "lost+found"}
+_NO_STRANGERS = {"README.md", "bucket.json", "tmp", "lost+found"}
 """What a folder without a store may hold and still be made one, beside names that begin with a dot."""
 
 

@@ -97,7 +97,7 @@ def test_toggle_shows_image_overlay_or_label(browser: Browser, written: Path) ->
     """The three ways to look hold for replay and for scenes, by mouse and by arrow keys; the slider for the overlay."""
     page = opened(browser, written).page
     mask, image = "#replay .rg-mask", "#replay .rg-stack img:not(.rg-mask)"
-    assert (opacity(page, mask), opacity(page, image)) == (0.6, 1.0)
+    assert (opacity(page, mask), opacity(page, image)) == (0.75, 1.0)
     page.get_by_text("Label", exact=True).click()
     assert (opacity(page, mask), opacity(page, image)) == (1.0, 0.0)
     page.locator("#view-label").press("ArrowLeft")
@@ -119,9 +119,9 @@ def test_confusion_opens_closes_and_gives_focus_back(browser: Browser, written: 
     assert window.is_visible()
     assert "pixels confused" in window.inner_text()
     assert window.locator(".three .shot").count() >= 3
-    assert page.evaluate("getComputedStyle(document.querySelector('#rg-window .shot')).backgroundImage").startswith(
-        "url("
-    )
+    assert page.evaluate(
+        "getComputedStyle(document.querySelector('#rg-window .shot'), '::before').backgroundImage"
+    ).startswith("url(")
     first = window.locator("h4").inner_text()
     page.keyboard.press("ArrowRight")
     assert window.locator("h4").inner_text() != first
@@ -130,6 +130,81 @@ def test_confusion_opens_closes_and_gives_focus_back(browser: Browser, written: 
     page.keyboard.press("Escape")
     assert not window.is_visible()
     assert page.evaluate("document.activeElement.dataset.opens") == name
+
+
+GREY = "grayscale(1) brightness(0.65)"
+
+
+def filtered(page: Page, selector: str, layer: str = "") -> str:
+    return str(page.locator(selector).first.evaluate("(one, layer) => getComputedStyle(one, layer).filter", layer))
+
+
+def test_photo_under_a_label_is_grey_and_alone_in_colour(browser: Browser, written: Path) -> None:
+    """What the model calls background cannot look like a class; an image without a label keeps its colours."""
+    page = opened(browser, written).page
+    under = {"#scenes .cell .shot": "::before", "#replay .rg-stack:has(.rg-mask) img:not(.rg-mask)": ""}
+    assert [filtered(page, *one) for one in under.items()] == [GREY, GREY]
+    assert filtered(page, "#scenes .given .shot", "::before") == "none"
+    page.get_by_text("Image", exact=True).click()
+    assert [filtered(page, *one) for one in under.items()] == ["none", "none"]
+    assert page.get_by_text("Where a picture is grey").count() == 1
+
+
+def test_window_tells_its_classes_and_has_the_switch(browser: Browser, written: Path) -> None:
+    """The page's own switch is in the window while it is open, works there, and goes back to its place."""
+    page = opened(browser, written).page
+    page.locator("a[data-opens]").first.click()
+    window = page.locator("#rg-window")
+    names = window.locator(".rg-legend li").all_inner_texts()
+    assert names[0] == "background"
+    assert len(names) > 1
+    three = window.locator(".three").first.locator(".shot")
+    layer = "one => getComputedStyle(one, '::before').filter"
+    assert [one.evaluate(layer) for one in three.all()] == ["none", GREY, GREY]
+    window.get_by_text("Image", exact=True).click()
+    assert [one.evaluate(layer) for one in three.all()] == ["none"] * 3
+    first = window.locator("h4").inner_text()
+    window.get_by_role("radio", name="Image").press("ArrowRight")
+    assert window.get_by_role("radio", name="Overlay").is_checked()
+    assert window.locator("h4").inner_text() == first
+    window.get_by_role("button", name="Close").click()
+    assert page.locator("nav .tools .view").is_visible()
+    assert page.locator("nav .tools #view-overlay").is_checked()
+
+
+def test_prediction_opens_large_by_keyboard(browser: Browser, written: Path) -> None:
+    """A tile of a scene opens beside its image and truth, arrows turn through the same image, and focus returns."""
+    shown = opened(browser, written)
+    page, window = shown.page, shown.page.locator("#rg-window")
+    tile = page.locator("#scenes .enlarge").first
+    small = tile.bounding_box()
+    tile.focus()
+    page.keyboard.press("Enter")
+    assert window.locator("h4").inner_text() == tile.locator("img").get_attribute("alt")
+    assert window.locator(".large small").all_inner_texts() == ["image", "truth", "prediction"]
+    large = window.locator(".large .shot").last.bounding_box()
+    assert small
+    assert large
+    assert large["width"] > 2 * small["width"]
+    layer = "one => getComputedStyle(one, '::before').backgroundImage"
+    assert str(window.locator(".large .shot").last.evaluate(layer)).startswith("url(")
+    page.keyboard.press("ArrowRight")
+    assert window.locator("h4").inner_text() == page.locator("#scenes .enlarge img").nth(1).get_attribute("alt")
+    found = axe.Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in SERIOUS] == []
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('#scenes .enlarge')[1]")
+    assert (shown.errors, shown.outside) == ([], [])
+
+
+def test_table_that_is_cut_fades_until_its_end(browser: Browser, written: Path) -> None:
+    """On a phone the edge of a wide table says that there is more; at its end the other edge does."""
+    page = opened(browser, written, "phone").page
+    box = page.locator("#results .scroll").first
+    assert box.evaluate("one => one.scrollWidth > one.clientWidth + 50")
+    page.wait_for_function("document.querySelector('#results .scroll').classList.contains('rg-right')")
+    box.evaluate("one => { one.scrollLeft = one.scrollWidth }")
+    page.wait_for_function("document.querySelector('#results .scroll').className === 'scroll rg-left'")
 
 
 def test_rejected_are_filtered_by_reason_and_class(browser: Browser, written: Path) -> None:
@@ -147,7 +222,7 @@ def test_rejected_are_filtered_by_reason_and_class(browser: Browser, written: Pa
 
 
 def test_long_sheets_are_turned_page_by_page(browser: Browser, written: Path) -> None:
-    """30 samples: 24, then the other 6."""
+    """30 samples: 24, then the other 6; two more than a page are no page of their own."""
     page = opened(browser, written).page
     sheet = page.locator("#replay details.sheet").filter(has=page.locator(".rg-pager")).first
     tiles = sheet.locator("li[data-sample]")
@@ -155,6 +230,12 @@ def test_long_sheets_are_turned_page_by_page(browser: Browser, written: Path) ->
     assert len([one for one in tiles.all() if one.is_visible()]) == 24
     sheet.get_by_role("button", name="Next").click()
     assert len([one for one in tiles.all() if one.is_visible()]) == tiles.count() - 24
+    short = written.with_name("short.html")
+    text = written.read_text("utf-8").replace('data-pages="24"', 'data-pages="28"')
+    short.write_text(text, "utf-8")
+    page = opened(browser, short).page
+    assert len([one for one in page.locator("#replay details[open] li[data-sample]").all() if one.is_visible()]) >= 30
+    assert not page.locator("#replay .rg-pager").first.get_by_role("button", name="Next").is_visible()
 
 
 def test_colours_can_be_chosen_and_stay(browser: Browser, written: Path) -> None:

@@ -33,7 +33,7 @@ from replaygen.report.headline import headline
 from replaygen.report.mistakes import mistakes
 from replaygen.report.pictures import overlay, photo
 from replaygen.report.published import Published
-from replaygen.report.sheets import labelled_by, refusals, sheets
+from replaygen.report.sheets import labelled_by, refusals, sheets, whole_pages
 from replaygen.report.tables import confusion_table, final_rows, finding, gap_closed, heats
 from replaygen.report.text import number
 from replaygen.runs.replay import ReplaySample, replay_sets
@@ -458,11 +458,12 @@ def test_pictures_of_confusions_stand_once_in_the_page(small_plan: Plan, small_p
 
 
 def test_an_older_result_shows_its_matrix_without_links(tmp_path: Path) -> None:
-    """Where nothing was kept nothing opens, and the numbers stand."""
+    """Where nothing was kept no cell opens anything, and the numbers stand."""
     text = write_report(build(tmp_path / "store", small_world(confused=False)), tmp_path / "p.html").read_text("utf-8")
     assert 'id="confusion"' in text
     assert "data-opens" not in text.replace("a[data-opens]", "")
-    assert "<dialog" not in text
+    assert "<h2>Confusion after the last step</h2>" in text
+    assert "Images behind" not in text
 
 
 def test_contents_count_images_and_pixels(small_plan: Plan) -> None:
@@ -684,11 +685,45 @@ def test_sheet_of_any_iterable_with_a_manifest() -> None:
     assert "javascript:" not in html
 
 
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"source": "biggan", "generator": {"name": "g"}, "licence": None}, ""),
+        ({"source": "folder", "file": "a.png", "licence": None}, "No licence is recorded."),
+        ({"source": "openverse", "photo": "ov-1", "licence": None}, "licence not recorded"),
+    ],
+)
+def test_licence_that_is_not_recorded_is_told_once(about: dict[str, Any], told: str) -> None:
+    """Once a set; of what a generator drew not at all, and beside every photo of other people."""
+
+    class Mine:
+        manifest: dict[str, Any] = {"class": "cat", "source": "mine", "wanted": 3, "shortfall": 0}  # noqa: RUF012
+        names = ("background", "cat")
+
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[ReplaySample]:
+            for name in "abc":
+                yield ReplaySample(name, np.zeros((9, 9, 3), np.uint8), np.ones((9, 9), np.uint8), about, {})
+
+    html = sheet(Mine())._repr_html_()
+    assert html.count("No licence is recorded.") == (told == "No licence is recorded.")
+    assert len(re.findall(r"· licence not recorded</span>", html)) == 3 * (told == "licence not recorded")
+    assert ("licence" in html.lower()) == bool(told)
+
+
+def test_sheets_of_a_page_show_whole_pages() -> None:
+    """26 would be a page and two; what fills no page is shown as it is."""
+    assert [whole_pages(count) for count in (60, 48, 26, 24, 13)] == [48, 48, 24, 24, 13]
+
+
 def test_sheet_saves_a_page_of_its_own(small_plan: Plan, tmp_path: Path) -> None:
     """The saved file is a whole page that asks for nothing outside itself."""
     shown = sheet(next(iter(replay_sets(small_plan).values())), limit=3)
     seen = Seen(shown.save(tmp_path / "cat.html").read_text(encoding="utf-8"))
     assert ("html", {"lang": "en"}) in seen.tags
+    assert "view-image" in seen.attributes("id")
     assert all(address.startswith("data:") for address in seen.attributes("src", "href"))
 
 

@@ -515,6 +515,7 @@ def test_page_without_judged_labels_has_no_such_section(tmp_path: Path) -> None:
     assert 'href="#labels"' not in text
     (found,) = [one for one in Seen(text).tags if one[1].get("data-reason")]
     assert found[1] == {"data-sample": "cat-web-002", "data-reason": "class-absent", "data-class": "cat"}
+    assert not list(Seen(text).attributes("data-filter"))  # one reason and one class: nothing to choose
 
 
 def test_screens_without_erasing_have_a_section_too(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ A result of an older version keeps none: its matrix is shown, and nothing opens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from replaygen.report.colors import class_color
 from replaygen.report.examples import Example, place_of, read_examples, shows
 from replaygen.report.pictures import Thumb, overlay, photo
 from replaygen.runs.behind import read_json
@@ -55,6 +56,7 @@ class Mistake:
         place: a word that is its own on the page, "m0-3-4".
         true, predicted: class names; percent of the true class's pixels.
         images: how many have some of it.
+        legend: (class name, #rrggbb) of every class in what is shown.
     """
 
     place: str
@@ -64,6 +66,7 @@ class Mistake:
     pixels: int
     images: int
     shown: tuple[Shown, ...]
+    legend: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,12 @@ class Mistakes:
         cells: (method, true channel, predicted channel) -> the confusion.
         of: method -> its confusions, largest share first.
         pictures: images and truths; own: predictions.
-        channels: those in any mask shown.
     """
 
     cells: Mapping[tuple[str, int, int], Mistake]
     of: Mapping[str, tuple[Mistake, ...]]
     pictures: tuple[Picture, ...]
     own: tuple[Thumb, ...]
-    channels: tuple[int, ...]
 
     def named(self, method: str, true: str, predicted: str) -> Mistake | None:
         """A method's confusion of two classes by name; None where none is kept."""
@@ -106,7 +107,7 @@ class Mistakes:
         return Markup("\n".join([*lines, *(f".rgo{i}{{--own:url({one.uri})}}" for i, one in enumerate(self.own))]))
 
 
-NONE = Mistakes({}, {}, (), (), ())
+NONE = Mistakes({}, {}, (), ())
 
 
 def mistakes(plan: Plan, seed: int) -> Mistakes:
@@ -149,7 +150,6 @@ class _Gathering:
         self._pictures: dict[str, int] = {}
         self._drawn: list[Picture] = []
         self._own: list[Thumb] = []
-        self._channels: set[int] = set()
 
     def all(self, found: Sequence[tuple[str, list[dict[str, Any]], dict[str, Example], list[int]]]) -> Mistakes:
         cells: dict[tuple[str, int, int], Mistake] = {}
@@ -163,11 +163,12 @@ class _Gathering:
                 one = Mistake(
                     f"m{number}-{true}-{predicted}", self._named(true), self._named(predicted),
                     100.0 * cell["pixels"] / max(1, totals[true]), int(cell["pixels"]), int(cell["images"]), shown,
+                    self._legend(kept[one.id] for one in shown),
                 )  # fmt: skip
                 cells[method, true, predicted] = one
                 made.append(one)
             of[method] = tuple(made)
-        return Mistakes(cells, of, tuple(self._drawn), tuple(self._own), tuple(sorted(self._channels)))
+        return Mistakes(cells, of, tuple(self._drawn), tuple(self._own))
 
     def _shown(self, told: Mapping[str, Any], kept: Mapping[str, Example], own: dict[str, int]) -> Shown:
         name = str(told["id"])
@@ -179,8 +180,11 @@ class _Gathering:
         if name not in own:
             own[name] = len(self._own)
             self._own.append(overlay(example.pred, SIDE))
-        self._channels |= set(shows([example.true, example.pred]))
         return Shown(name, int(told["pixels"]), self._pictures[name], own[name])
+
+    def _legend(self, examples: Iterable[Example]) -> tuple[tuple[str, str], ...]:
+        channels = shows([mask for one in examples for mask in (one.true, one.pred)])
+        return tuple((self._named(channel), class_color(channel)) for channel in channels)
 
     def _named(self, channel: int) -> str:
         return self._names[channel] if channel < len(self._names) else f"channel {channel}"

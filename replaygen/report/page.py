@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -132,7 +132,7 @@ def page(report: Report) -> str:
         photos=report.photos, labels=report.labels, attribution=_attribution(report.summary),
         coarse=report.coarse, courses=courses(result), against=best_against(result), comparability=COMPARABILITY,
         published=published, headline=headline(rows, published), mistakes=report.mistakes,
-        confused=_colored(report, report.mistakes.channels), rejected=report.rejected, contents=report.contents,
+        rejected=report.rejected, contents=report.contents,
         picture=report.picture,
         counted=any(step.metrics.get("background_counted") for step in result.steps),
     )  # fmt: skip
@@ -184,12 +184,7 @@ def _attribution(told: Summary) -> str:
 
 def _legend(report: Report) -> list[tuple[str, str]]:
     masks = [mask for scene in report.scenes for mask in (scene.true, *scene.predictions.values())]
-    return _colored(report, shows(masks))
-
-
-def _colored(report: Report, channels: Iterable[int]) -> list[tuple[str, str]]:
-    """(class name, #rrggbb) of channels."""
-    return [(_name(report.names, channel), class_color(channel)) for channel in channels]
+    return [(_name(report.names, channel), class_color(channel)) for channel in shows(masks)]
 
 
 def _name(names: tuple[str, ...], channel: int) -> str:

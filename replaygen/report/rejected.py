@@ -78,6 +78,11 @@ class Rejected:
         return dict(Counter(one.look.one.reason for one in self.shown).most_common())
 
     @property
+    def unlicensed(self) -> bool:
+        """Whether some that are shown have no licence on record."""
+        return any(one.look.credit.unlicensed for one in self.shown)
+
+    @property
     def notice(self) -> str:
         """What the terms of a source ask to say where its photos are shown; "" where nothing."""
         return FLICKR_NOTICE if self.flickr else ""

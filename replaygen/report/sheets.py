@@ -48,7 +48,7 @@ class Credit:
     """Where an image came from, in words and links; "" where a thing is not known or there is no link.
 
     `file` is what it is called, `origin` its source, licence and owner in one line; `photo`: whether it is a photo of
-    other people.
+    other people; `generated`: whether a generator drew it, so that there is no licence to record.
     """
 
     file: str
@@ -60,6 +60,12 @@ class Credit:
     owner: str
     owner_page: str
     photo: bool
+    generated: bool = False
+
+    @property
+    def unlicensed(self) -> bool:
+        """Whether a licence should stand here and does not; of a photo of other people it is told beside it."""
+        return not self.licence and not self.generated
 
     def alt(self, *shown: str) -> str:
         """A text that stands for the image: what it is, by whom, under which licence, and what is shown of it."""
@@ -99,7 +105,7 @@ class Sheet:
         rejected: samples refused or failed, by reason.
         legend: (class name, #rrggbb) of every class in the labels shown.
         labelled: (who labelled the images, ...), the chains that share this set.
-        licences: (licence, samples shown).
+        licences: (licence, samples shown); unlicensed: samples shown without one that no generator drew.
         flickr: photos of Flickr that are shown; fewer: whether others are not, because a page shows so many at most.
         strips: rejected samples by reason, and what was erased, where that was asked for.
     """
@@ -117,6 +123,7 @@ class Sheet:
     flickr: int = 0
     fewer: bool = False
     strips: tuple[Strip, ...] = ()
+    unlicensed: int = 0
 
     @property
     def notice(self) -> str:
@@ -158,14 +165,15 @@ def sheet(
     samples, of_flickr = _shown(replay_set, most, min(flickr, MOST_FLICKR))
     names = replay_set.names
     channels = shows([sample.mask for sample in samples])
-    licences = Counter(_licence(sample.about)[0] for sample in samples)
+    told = [credit(sample.about, sample.id) for sample in samples]
+    licences = Counter(one.licence for one in told if one.licence)
     return Sheet(
         name=str(manifest["class"]), source=str(manifest["source"]), wanted=int(manifest["wanted"]),
         made=len(replay_set), shortfall=int(manifest["shortfall"]), rejected=refusals(replay_set),
         tiles=tuple(_tile(sample, names) for sample in samples),
         legend=tuple((class_name(names, channel), class_color(channel)) for channel in channels),
         labelled=tuple(labelled), licences=tuple(licences.most_common()), flickr=of_flickr,
-        fewer=len(samples) < min(most, len(replay_set)),
+        fewer=len(samples) < min(most, len(replay_set)), unlicensed=sum(one.unlicensed for one in told),
     )  # fmt: skip
 
 
@@ -204,9 +212,10 @@ def credit(about: Mapping[str, Any], sample: str) -> Credit:
     owner = cut(str(about.get("owner") or about.get("author") or ""))
     return Credit(
         str(about.get("file") or "") or cut(str(about.get("title") or "")) or sample,
-        " · ".join([source, licence, *([f"by {owner}"] if owner else [])]),
+        " · ".join([source, *([licence] if licence else []), *([f"by {owner}"] if owner else [])]),
         _link(about, "page") or (_link(about, "url") if about.get("photo") else ""),
         source, licence, licence_page, owner, _link(about, "owner_page"), bool(about.get("photo")),
+        bool(about.get("generator")),
     )  # fmt: skip
 
 
@@ -215,10 +224,9 @@ def _link(about: Mapping[str, Any], name: str) -> str:
 
 
 def _licence(about: Mapping[str, Any]) -> tuple[str, str]:
-    """A licence's name, and a link or ""."""
-    name, address = licence_told(
-        str(about.get("licence") or "licence not recorded"), str(about.get("licence_url") or "")
-    )
+    """A licence's name, and a link or ""; where none is recorded both "", of a photo of other people in words."""
+    nothing = "licence not recorded" if about.get("photo") else ""
+    name, address = licence_told(str(about.get("licence") or nothing), str(about.get("licence_url") or ""))
     return name, link(address)
 
 
@@ -273,7 +281,7 @@ def sheets(plan: Plan, seed: int | None = None, *, flickr: int = MOST_FLICKR) ->
     from replaygen.runs.replay import replay_sets
 
     found = sorted(told_once(replay_sets(plan), seed), key=lambda one: int(one.replay_set.manifest["channel"]))
-    limit = max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found))))
+    limit = whole_pages(max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found)))))
     waiting, left = sum(from_flickr(one.replay_set) for one in found), min(flickr, MOST_FLICKR)
     made = []
     for one in found:
@@ -283,6 +291,11 @@ def sheets(plan: Plan, seed: int | None = None, *, flickr: int = MOST_FLICKR) ->
         left -= made[-1].flickr
         waiting -= from_flickr(one.replay_set)
     return made
+
+
+def whole_pages(samples: int) -> int:
+    """At most so many samples, in whole pages of `SHEET_SAMPLES` where they fill one."""
+    return samples // SHEET_SAMPLES * SHEET_SAMPLES or samples
 
 
 @dataclass(frozen=True)

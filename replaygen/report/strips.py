@@ -119,6 +119,11 @@ class Group:
         return FLICKR_NOTICE if self.flickr else ""
 
     @property
+    def unlicensed(self) -> bool:
+        """Whether some that are shown have no licence on record."""
+        return any(look.credit.unlicensed for strip in self.strips for look in strip.looks)
+
+    @property
     def parts(self) -> tuple[tuple[str, int], ...]:
         """(kind, samples) of the bar: kept, rejected by the label, refused before it had one, left over."""
         told = self.judgement
@@ -230,6 +235,7 @@ def judged_sheet(judgement: Judgement, limit: int | None = None, *, labelled: st
         shown, strips=tuple(strip for strip in strips if strip.looks),
         flickr=shown.flickr + pictures.flickr, fewer=shown.fewer or pictures.fewer,
         legend=tuple(dict.fromkeys([*shown.legend, *pictures.legend()])),
+        unlicensed=shown.unlicensed + sum(look.credit.unlicensed for strip in strips for look in strip.looks),
     )  # fmt: skip
 
 

@@ -49,7 +49,18 @@
     });
   });
 
-  // lists in pages, and filters over them
+  // what scrolls sideways fades where it goes on
+  each(".scroll, nav .links", null, function (box) {
+    function fade() {
+      var rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
+      box.classList.toggle("rg-right", rest > 2);
+      box.classList.toggle("rg-left", box.scrollLeft > 2);
+    }
+    box.addEventListener("scroll", fade, { passive: true });
+    if (window.ResizeObserver) { new ResizeObserver(fade).observe(box); } else { fade(); }
+  });
+
+  // lists in pages, and filters over them; a last page of a few is added to the one before
   each("[data-pages]", null, function (box) {
     var most = Number(box.dataset.pages);
     var items = Array.prototype.slice.call(box.querySelectorAll("[data-items] > li"));
@@ -70,13 +81,15 @@
           return !filter.value || item.getAttribute("data-" + filter.dataset.filter) === filter.value;
         });
       });
-      place = Math.max(0, Math.min(first, fit.length - 1));
-      var seen = fit.slice(place, place + most);
+      var pages = Math.max(1, Math.ceil((fit.length - most / 4 + 1) / most));
+      place = Math.max(0, Math.min(first, (pages - 1) * most));
+      var last = place / most + 1 >= pages;
+      var seen = fit.slice(place, last ? fit.length : place + most);
       items.forEach(function (item) { item.classList.toggle("rg-away", seen.indexOf(item) < 0); });
       back.disabled = place === 0;
-      on.disabled = place + most >= fit.length;
-      back.hidden = on.hidden = fit.length <= most;
-      told.textContent = fit.length > most ? (place + 1) + "–" + (place + seen.length) + " of " + fit.length
+      on.disabled = last;
+      back.hidden = on.hidden = pages === 1;
+      told.textContent = pages > 1 ? (place + 1) + "–" + (place + seen.length) + " of " + fit.length
         : fit.length + " shown";
     }
     back.addEventListener("click", function () { show(place - most); });
@@ -85,44 +98,90 @@
     show(0);
   });
 
-  // a confusion's images, in a window over the page
+  // in a window over the page: the images of a confusion, or one prediction large
   var windowed = document.getElementById("rg-window");
-  var openers = Array.prototype.slice.call(document.querySelectorAll("a[data-opens]"));
-  if (windowed && windowed.showModal && openers.length) {
-    var body = windowed.querySelector("[data-body]");
-    var at = -1;
-    var fill = function (next) {
-      var source = document.getElementById(openers[next].dataset.opens);
-      if (!source) { return false; }
-      var copy = source.cloneNode(true);
-      copy.removeAttribute("id");
-      at = next;
-      body.replaceChildren.apply(body, Array.prototype.slice.call(copy.childNodes));
-      windowed.scrollTop = 0;
-      windowed.setAttribute("aria-label", openers[next].getAttribute("aria-label"));
-      return true;
-    };
-    var step = function (by) {
-      var own = openers[at].dataset.of;
-      for (var next = at + by; next >= 0 && next < openers.length; next += by) {
-        if (openers[next].dataset.of === own) { fill(next); return; }
-      }
-    };
-    openers.forEach(function (opener, i) {
-      opener.addEventListener("click", function (event) {
-        if (event.ctrlKey || event.metaKey || event.shiftKey || !fill(i)) { return; }
-        event.preventDefault();
-        windowed.showModal();
+  if (!windowed || !windowed.showModal) { return; }
+  var body = windowed.querySelector("[data-body]");
+  var openers = [];  // {element, of: those turned through together, named, fill: what stands in the window}
+  var at = -1;
+
+  function fill(next) {
+    var filled = openers[next].fill();
+    if (!filled) { return false; }
+    at = next;
+    body.replaceChildren.apply(body, filled);
+    windowed.scrollTop = 0;
+    windowed.setAttribute("aria-label", openers[next].named);
+    return true;
+  }
+  function step(by) {
+    var own = openers[at].of;
+    for (var next = at + by; next >= 0 && next < openers.length; next += by) {
+      if (openers[next].of === own) { fill(next); return; }
+    }
+  }
+  var tools = document.querySelector("nav .tools");
+  var home = tools && tools.parentNode;
+  function open(next) {
+    if (!fill(next)) { return false; }
+    if (tools) {  // the page's own switch is used in the window; the place that it leaves keeps its height
+      home.style.minHeight = home.offsetHeight + "px";
+      windowed.querySelector(".top").prepend(tools);
+    }
+    windowed.showModal();
+    return true;
+  }
+  function opens(element, of, named, filled) {
+    var own = openers.push({ element: element, of: of, named: named, fill: filled }) - 1;
+    element.addEventListener("click", function (event) {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) { return; }
+      if (open(own)) { event.preventDefault(); }
+    });
+  }
+
+  each("a[data-opens]", null, function (link) {
+    opens(link, link.dataset.of, link.getAttribute("aria-label"), function () {
+      var source = document.getElementById(link.dataset.opens);
+      return source && Array.prototype.slice.call(source.cloneNode(true).childNodes);
+    });
+  });
+
+  each(".scene", null, function (scene) {
+    var given = scene.querySelectorAll(".given .shot");
+    var legend = document.querySelector("#scenes .rg-legend");
+    each(".cell .shot", scene, function (shot) {
+      var named = shot.querySelector("img").alt;
+      var button = made("button", "", { type: "button", "class": "enlarge", "aria-haspopup": "dialog" });
+      shot.parentNode.insertBefore(button, shot);
+      button.append(shot);
+      opens(button, scene, named, function () {
+        var shown = made("div", "", { "class": "large", style: scene.getAttribute("style") });
+        [[given[0], "image"], [given[1], "truth"], [shot, "prediction"]].forEach(function (one) {
+          var part = made("div", "");
+          part.append(one[0].cloneNode(true), made("small", one[1]));
+          shown.append(part);
+        });
+        var told = scene.querySelector(".given small").cloneNode(true);
+        var words = made("p", "", { "class": "quiet" });
+        words.append.apply(words, Array.prototype.slice.call(told.childNodes));
+        return [made("h4", named), words].concat(legend ? [legend.cloneNode(true)] : [], [shown]);
       });
     });
-    windowed.querySelector("[data-back]").addEventListener("click", function () { step(-1); });
-    windowed.querySelector("[data-on]").addEventListener("click", function () { step(1); });
-    windowed.querySelector("[data-close]").addEventListener("click", function () { windowed.close(); });
-    windowed.addEventListener("click", function (event) { if (event.target === windowed) { windowed.close(); } });
-    windowed.addEventListener("keydown", function (event) {
-      if (event.target.type === "range") { return; }
-      if (event.key === "ArrowLeft") { step(-1); } else if (event.key === "ArrowRight") { step(1); }
-    });
-    windowed.addEventListener("close", function () { if (at >= 0) { openers[at].focus(); } });
-  }
+  });
+
+  windowed.querySelector("[data-back]").addEventListener("click", function () { step(-1); });
+  windowed.querySelector("[data-on]").addEventListener("click", function () { step(1); });
+  windowed.querySelector("[data-close]").addEventListener("click", function () { windowed.close(); });
+  windowed.addEventListener("click", function (event) { if (event.target === windowed) { windowed.close(); } });
+  windowed.addEventListener("keydown", function (event) {
+    if (event.target.type === "range" || event.target.type === "radio") { return; }
+    if (event.key === "ArrowLeft") { step(-1); } else if (event.key === "ArrowRight") { step(1); }
+  });
+  windowed.addEventListener("close", function () {
+    if (tools) {
+      home.append(tools);
+      home.style.minHeight = "";
+    }
+    if (at >= 0) { openers[at].element.focus(); }
+  });
 })();

@@ -225,6 +225,7 @@ def test_the_command_compares(runs: Runs, tmp_path: Path) -> None:
     plain = replaygen("report", "tiny", "slow", "--out", str(tmp_path / "made" / "c.html"), cwd=root)
     assert plain.returncode == 0, plain.stderr
     assert "A  tiny: 8-1 overlapped" in plain.stdout
+    Store(tmp_path / "empty")
     none = replaygen("report", "tiny", f"slow@{tmp_path / 'empty'}", cwd=root)
     assert none.returncode == 1
     assert "nothing was evaluated of slow@" in none.stderr

@@ -151,7 +151,7 @@ def test_every_image_is_taken_or_counted(theirs: Path, tmp_path: Path) -> None:
             "holds 8",
         ),
         (lambda root: (root / "images/one").rename(root / "images/ona"), "'ona' is no class"),
-        (lambda root: shutil.rmtree(root / "masks"), "no image could be taken in"),
+        (lambda root: shutil.rmtree(root / "masks"), "masks are NAME.png"),
         (lambda root: shutil.rmtree(root / "images"), "folder not found"),
         (lambda root: (root / "classes.txt").write_text("3 zero\none\n"), "not a list of classes"),
         (lambda root: (root / "classes.txt").write_text("3 zero\n3 one\n"), "given twice"),

@@ -118,10 +118,10 @@ def test_the_command_prints_the_script(workspace: Workspace) -> None:
 
 
 SBATCH = """#!/bin/sh
-# a queue of one machine: starts a job at once
-setsid sh "$1" > "$QUEUE/$$.log" 2>&1 &
-echo $! > "$QUEUE/$$.pid"
+# a queue of one machine: keeps the script, as the one who submits it removes it, and starts the job at once
 cp "$1" "$QUEUE/$$.sh"
+setsid sh "$QUEUE/$$.sh" > "$QUEUE/$$.log" 2>&1 &
+echo $! > "$QUEUE/$$.pid"
 echo "Submitted batch job $$"
 """
 SCANCEL = """#!/bin/sh

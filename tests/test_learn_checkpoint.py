@@ -199,6 +199,19 @@ def test_background_weight_moves_linearly(progress: float, expected: float) -> N
         assert weights.tolist() == pytest.approx([expected, 1.0, 1.0])
 
 
+def test_new_classes_weigh_more_after_step_0() -> None:
+    """new_weight is of the step's own classes; where every class is new (step 0, joint training) it is not read."""
+    fit = FitOptions(background_weight=0.2, new_weight=8.0)
+    later = replace(job(1, (*NAMES, "three"), (3,), (1, 2)), fit=fit).class_weights()
+    first = replace(job(0, NAMES, (1, 2), ()), fit=fit).class_weights()
+    joint = replace(job(1, NAMES, (1, 2), ()), fit=FitOptions(new_weight=8.0)).class_weights()
+    assert joint is None
+    assert later is not None
+    assert first is not None
+    assert later.tolist() == pytest.approx([0.2, 1.0, 1.0, 8.0])
+    assert first.tolist() == pytest.approx([0.2, 1.0, 1.0])
+
+
 def test_background_weight_stays_without_an_end() -> None:
     """Without background_weight_end the weight is the same at any progress."""
     still = replace(job(0, NAMES, (1, 2), ()), fit=FitOptions(background_weight=0.2))

@@ -432,3 +432,9 @@ def test_fields_that_change_no_number_are_in_no_key() -> None:
     told = FitOptions().identity()
     assert not set(HOW) & told.keys()
     assert {"precision", "accumulate", "compile"} <= told.keys()
+
+
+def test_a_weight_of_new_classes_is_in_the_key_where_it_is_given() -> None:
+    """Without one the keys are those of before it was there."""
+    assert "new_weight" not in FitOptions().identity()
+    assert FitOptions(new_weight=4.0).identity()["new_weight"] == 4.0

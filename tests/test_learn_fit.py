@@ -231,6 +231,8 @@ def test_schedules() -> None:
         {"learning_rate": 1},
         {"shift": -1},
         {"background_weight_end": 0},
+        {"new_weight": 0},
+        {"new_weight": float("inf")},
         {"precision": "int8"},
         {"batch": 9, "accumulate": 2},
         {"loaders": -1},

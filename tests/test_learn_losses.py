@@ -110,6 +110,18 @@ def test_background_weight_is_torchs_class_weight(case: tuple[Tensor, Tensor, Te
     assert torch.allclose(merged_cross_entropy(logits, target, visible, weight=weight), expected, atol=1e-12)
 
 
+def test_weights_of_new_classes_are_torchs_class_weights(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The learnt channels weigh `new`, background its own; no tensor where nothing is learnt or all weigh 1."""
+    logits, target, _ = case
+    weight = class_weights(5, 0.5, new=4.0, learnt=(3, 4))
+    assert weight is not None
+    assert weight.tolist() == [0.5, 1.0, 1.0, 4.0, 4.0]
+    assert class_weights(5, 1.0, new=4.0) is None
+    assert class_weights(5, 1.0, new=1.0, learnt=(3,)) is None
+    expected = torch.nn.functional.cross_entropy(logits, target, weight.double(), ignore_index=255)
+    assert torch.allclose(cross_entropy(logits, target, weight=weight), expected, atol=1e-12)
+
+
 def test_large_logits_stay_finite() -> None:
     """Logits of +-1e4 give finite loss and gradient."""
     logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()

@@ -124,6 +124,14 @@ def test_every_method_follows_the_background_weight(name: str, base: Checkpoint)
     assert nowhere.tensors == still.tensors
 
 
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"joint"}))
+def test_every_method_follows_the_weight_of_new_classes(name: str, base: Checkpoint) -> None:
+    """Heavier new classes give another network; a weight of 1 gives the same as none."""
+    plain, one, heavy = (short(name, base, new_weight=weight) for weight in (None, 1.0, 9.0))
+    assert heavy.tensors != plain.tensors
+    assert one.tensors == plain.tensors
+
+
 @pytest.mark.parametrize("name", ["finetune", "recall"])
 def test_new_rows_can_start_from_the_background(name: str, base: Checkpoint) -> None:
     """init = "balanced" copies the background's row to the new class; "random", the default, does not."""

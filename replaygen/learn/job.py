@@ -126,11 +126,13 @@ class StepJob:
     def class_weights(self, progress: float = 0.0) -> torch.Tensor | None:
         """float [C] on the device of the fit, at a batch's `progress`; None where all are 1.
 
-        The background's weight moves linearly from `fit.background_weight` to `fit.background_weight_end`.
+        The background's weight moves linearly from `fit.background_weight` to `fit.background_weight_end`; where
+        there are old classes, the new ones weigh `fit.new_weight`.
         """
         first, last = self.fit.background_weight, self.fit.background_weight_end
         weight = first if last is None else first + (last - first) * progress
-        return class_weights(self.channels, weight, pick_device(self.device))
+        new = self.fit.new_weight if self.fit.new_weight is not None and self.old else 1.0
+        return class_weights(self.channels, weight, pick_device(self.device), new=new, learnt=self.new)
 
     def train(
         self, net: SegNet, batches: Batches, loss: Loss, state: Mapping[str, torch.Tensor] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,11 +57,19 @@ def cross_entropy(
     return _mean(loss if scale is None else loss * scale.to(loss)[:, None, None], label, kept, weight)
 
 
-def class_weights(channels: int, background: float, device: torch.device | None = None) -> Tensor | None:
-    """float [C]: `background` for channel 0, 1 for the others; None where all are 1."""
-    if background == 1.0:
+def class_weights(
+    channels: int,
+    background: float,
+    device: torch.device | None = None,
+    *,
+    new: float = 1.0,
+    learnt: Sequence[int] = (),
+) -> Tensor | None:
+    """float [C]: `background` for channel 0, `new` for those of `learnt`, 1 for the others; None where all are 1."""
+    if background == 1.0 and (new == 1.0 or not learnt):
         return None
     weights = torch.ones(channels, device=device)
+    weights[list(learnt)] = new
     weights[0] = background
     return weights
 

@@ -251,6 +251,9 @@ class FitOptions(_Table):
     warmup: int = Field(default=0, ge=0, description="iterations of linear warm-up")
     background_weight: float = Field(default=1.0, gt=0, description="weight of background pixels in the loss")
     background_weight_end: float | None = Field(default=None, gt=0, description="that it moves to, linearly")
+    new_weight: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="weight of new classes' pixels, where old ones are known"
+    )
     shift: int = Field(default=0, ge=0, description="images only: largest cyclic shift of a whole batch, in pixels")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm; 0: no clipping")
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
@@ -282,7 +285,10 @@ class FitOptions(_Table):
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, for a task's key."""
-        return self.model_dump(mode="json", exclude=set(HOW))
+        told = self.model_dump(mode="json", exclude=set(HOW))
+        if self.new_weight is None:  # younger than many a store: what does not weigh new classes keeps its keys
+            del told["new_weight"]
+        return told
 
 
 def file_sha256(path: Path) -> str:

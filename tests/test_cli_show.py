@@ -15,6 +15,7 @@ from test_report_labels import Walk, judged, whole
 
 from replaygen.cli.showing import MOST_ROWS, _as_json, _lines
 
+ORDER = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = TRAINING.partition("[[method]]")[0] + '[[method]]\nname = "web"\ntrainer = "recall"\nreplay = "photos"\n'
 
 
@@ -77,6 +78,20 @@ def test_the_page_of_rejected_is_written(where: tuple[Path, str]) -> None:
     assert "the recipe asks for at least 8 %" in text or "the class was not found" in text
     replaygen("show", recipe, name, "--out", "kept.html", cwd=root)
     assert "Rejected: " not in (root / "kept.html").read_text(encoding="utf-8")
+
+
+def test_a_page_holds_a_sheet_of_every_set(where: tuple[Path, str]) -> None:
+    """Of one class those of every source and model, of all classes all of them, in the order of learning."""
+    root, recipe = where
+    told = json.loads(replaygen("show", recipe, "--rejected", "--json", cwd=root).stdout)["judged"]
+    for name, expected in (("zero", [one for one in told if one["class"] == "zero"]), (None, told)):
+        done = replaygen("show", recipe, *([name] if name else []), "--out", "sheets.html", cwd=root)
+        assert done.returncode == 0, done.stderr
+        text = (root / "sheets.html").read_text(encoding="utf-8")
+        heads = re.findall(r"<h2>(\w+)</h2>", text)
+        assert sorted(heads) == sorted(one["class"] for one in expected)
+        assert list(dict.fromkeys(heads)) == [one for one in ORDER if one in heads]
+        assert len(set(re.findall(r" · source (\w+)", text))) == len({one["source"] for one in expected})
 
 
 def test_an_unknown_class_names_the_nearest(where: tuple[Path, str]) -> None:

@@ -14,6 +14,7 @@ from replaygen.cli.options import Cache, Json, RecipeName, Set, open_recipe
 if TYPE_CHECKING:
     from replaygen.plan import Recipe
     from replaygen.report.labels import Judged, Judgement
+    from replaygen.report.sheets import Sheet, Told
     from replaygen.runs.replay import ReplaySet
     from replaygen.store import Store
 
@@ -25,7 +26,7 @@ def show(
     recipe: RecipeName,
     class_name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="a class of the recipe")] = None,
     rejected: Annotated[bool, typer.Option("--rejected", help="what was refused, why, and by which score")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="write the class's contact sheet to this HTML file")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="write the contact sheets to this HTML file")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="samples shown of a set")] = None,
     changes: Set = None,
     cache_root: Cache = None,
@@ -86,17 +87,28 @@ def _judged(sets: Mapping[str, ReplaySet]) -> dict[str, Judgement]:
 
 
 def _write(out: Path, sets: Mapping[str, ReplaySet], judged: Mapping[str, Judgement], limit: int | None) -> None:
-    """A sheet of the first set; with what was rejected, of the first that has any."""
-    from replaygen.report.sheets import SHEET_SAMPLES, sheet
+    """A page with a sheet of every set, in the order of their classes; with what was rejected where that is asked."""
+    from replaygen.report.sheets import (
+        SHEET_SAMPLES,
+        below_each_other,
+        in_order,
+        save_sheets,
+        sheets_of,
+        spoken,
+        told_once,
+    )
 
+    found = in_order(told_once(sets))
     if not judged:
-        sheet(next(iter(sets.values())), SHEET_SAMPLES if limit is None else limit).save(out)
+        save_sheets(sheets_of(found, SHEET_SAMPLES if limit is None else limit), out)
         return
-    from replaygen.report.sheets import spoken
     from replaygen.report.strips import judged_sheet
 
-    one = next((one for one in judged.values() if one.reasons), next(iter(judged.values())))
-    judged_sheet(one, limit, labelled=spoken(one.labelled)).save(out)
+    def draw(one: Told, flickr: int) -> Sheet:
+        judgement = judged[one.slot]
+        return judged_sheet(judgement, limit, labelled=spoken(judgement.labelled), flickr=flickr)
+
+    save_sheets(below_each_other(found, draw), out)
 
 
 def _as_json(slot: str, one: Judgement, limit: int | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,9 +140,7 @@ class Sheet:
 
     def save(self, path: str | Path) -> Path:
         """Write the sheet as one HTML file that asks for nothing outside itself; complete or not at all."""
-        from replaygen.report.page import render
-
-        return write_text(Path(path), render("sheet_page.html", sheet=self))
+        return save_sheets([self], path)
 
     def _repr_html_(self) -> str:
         from replaygen.report.page import render
@@ -175,6 +173,15 @@ def sheet(
         labelled=tuple(labelled), licences=tuple(licences.most_common()), flickr=of_flickr,
         fewer=len(samples) < min(most, len(replay_set)), unlicensed=sum(one.unlicensed for one in told),
     )  # fmt: skip
+
+
+def save_sheets(sheets: Sequence[Sheet], path: str | Path) -> Path:
+    """Write sheets below each other as one HTML file that asks for nothing outside itself; complete or not at all."""
+    from replaygen.report.page import render
+
+    names, sources = (list(dict.fromkeys(getattr(one, of) for one in sheets)) for of in ("name", "source"))
+    title = f"{', '.join(names)}: replay from {', '.join(sources)}"
+    return write_text(Path(path), render("sheet_page.html", sheets=sheets, title=title))
 
 
 def _shown(replay_set: Replay, most: int, flickr: int) -> tuple[list[ReplaySample], int]:
@@ -280,17 +287,38 @@ def sheets(plan: Plan, seed: int | None = None, *, flickr: int = MOST_FLICKR) ->
     """
     from replaygen.runs.replay import replay_sets
 
-    found = sorted(told_once(replay_sets(plan), seed), key=lambda one: int(one.replay_set.manifest["channel"]))
+    found = in_order(told_once(replay_sets(plan), seed))
     limit = whole_pages(max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found)))))
+    return sheets_of(found, limit, flickr=flickr)
+
+
+def sheets_of(found: Sequence[Told], limit: int = SHEET_SAMPLES, *, flickr: int = MOST_FLICKR) -> list[Sheet]:
+    """A sheet of each set with so many samples; of Flickr's photos on all of them together as many as a page may."""
+    return below_each_other(found, lambda one, share: _sheet_of(one, limit, share), flickr)
+
+
+def in_order(found: Iterable[Told]) -> list[Told]:
+    """Sets in the order in which their classes are learnt."""
+    return sorted(found, key=lambda one: int(one.replay_set.manifest["channel"]))
+
+
+def below_each_other(
+    found: Sequence[Told], draw: Callable[[Told, int], Sheet], flickr: int = MOST_FLICKR
+) -> list[Sheet]:  # fmt: skip
+    """Sheets of one page, by `draw` of a set and the photos of Flickr that it may show, at most 30 over all of them."""
     waiting, left = sum(from_flickr(one.replay_set) for one in found), min(flickr, MOST_FLICKR)
     made = []
     for one in found:
         share = -(-left // waiting) if waiting and from_flickr(one.replay_set) else left
-        who = [spoken(chain) or "the data set's own labels" for chain in one.chains]
-        made.append(sheet(one.replay_set, limit, labelled=who, flickr=share))
+        made.append(draw(one, share))
         left -= made[-1].flickr
         waiting -= from_flickr(one.replay_set)
     return made
+
+
+def _sheet_of(one: Told, limit: int, flickr: int) -> Sheet:
+    who = [spoken(chain) or "the data set's own labels" for chain in one.chains]
+    return sheet(one.replay_set, limit, labelled=who, flickr=flickr)
 
 
 def whole_pages(samples: int) -> int:

@@ -209,17 +209,18 @@ def _in_order(order: Sequence[Judged], taken: Sequence[Judged]) -> list[Judged]:
 # a contact sheet of its own
 
 
-def judged_sheet(judgement: Judgement, limit: int | None = None, *, labelled: str = "") -> Sheet:
+def judged_sheet(
+    judgement: Judgement, limit: int | None = None, *, labelled: str = "", flickr: int = MOST_FLICKR
+) -> Sheet:  # fmt: skip
     """A contact sheet with the rejected samples of a set, a strip a reason, best score first, and what was erased.
-
-    The whole page shows `MOST_FLICKR` photos of Flickr at most.
 
     Args:
         limit: rejected samples shown, `MOST_REJECTED` unless another number is asked for; some of each reason.
         labelled: who labelled it, to be printed.
+        flickr: photos of Flickr that may be shown, two thirds of them in the strips.
     """
     most = max(0, min(MOST_REJECTED if limit is None else limit, PAGE_TILES))
-    pictures = Pictures(judgement, MOST_FLICKR * 2 // 3)
+    pictures = Pictures(judgement, flickr * 2 // 3)
     chosen = _in_order(judgement.rejected, [one for one in by_turns(judgement.rejected, most) if pictures.may(one)])
     erased = [one for one in judgement.erased[:FEW] if pictures.may(one)]
     strips = []
@@ -229,7 +230,7 @@ def judged_sheet(judgement: Judgement, limit: int | None = None, *, labelled: st
                             looks, reason.samples - len(looks)))  # fmt: skip
     strips.append(Strip("Erased", "before and after; what went is striped", pictures.looks(erased),
                         len(judgement.erased) - len(erased), pairs=True))  # fmt: skip
-    chain, left = [labelled] if labelled else [], MOST_FLICKR - pictures.flickr
+    chain, left = [labelled] if labelled else [], flickr - pictures.flickr
     shown = sheet(judgement.replay_set, KEPT_BESIDE, labelled=chain, flickr=left)
     return replace(
         shown, strips=tuple(strip for strip in strips if strip.looks),

@@ -28,7 +28,7 @@ def _mutations(word: str, random_: random.Random) -> list[str]:
 
 
 def test_every_misspelt_key_is_refused_with_the_right_suggestion(workspace: Workspace, repository: Path) -> None:
-    """Row 20: each key and table name of every shipped recipe is mutated; all are refused, 90 % with the right hint."""
+    """Row 20: each key and table name of every shipped recipe, misspelt in two of five ways; 90 % get the right hint."""
     random_ = random.Random(20)
     texts = [path.read_text() for path in sorted((repository / "pipelines").glob("*.toml"))]
     texts += [BUILD_ONLY.format(data=workspace.data), TRAINING.format(data=workspace.data)]
@@ -42,7 +42,7 @@ def test_every_misspelt_key_is_refused_with_the_right_suggestion(workspace: Work
                 continue  # a free name
             if found["key"] in ("animal", "indoor", "vehicle") or found["key"].startswith("coarse."):
                 continue  # names of coarse classes are free too
-            for wrong in _mutations(word, random_):
+            for wrong in random_.sample(_mutations(word, random_), 2):
                 changed = text[:start] + wrong + text[start + len(word) :]
                 path = workspace.root / "pipelines" / "wrong.toml"
                 path.write_text(changed)

@@ -56,6 +56,9 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             "r_old 3": {"replay": "photos", "r_old": 3.0},
             "merged": {"replay": "photos", "merged": True},
             "averaged weights": {"replay": "photos", "average": 0.95},
+            "ahead, distil 1": {"replay": "helper", "ahead": True, "distil": 1.0},
+            "ahead, random rows": {"replay": "helper", "ahead": True, "init": "random"},
+            "ahead, random rows, distil 1": {"replay": "helper", "ahead": True, "init": "random", "distil": 1.0},
         },
     },
     "camvid": {

@@ -1,8 +1,9 @@
 """What each part of ours brings, and what replay does for the methods of the field: `make bench-methods-ablation`.
 
-On real photographs and on digit scenes: ours without one part at a time, and published methods with the same replay
-buffers ("mib + web", "sdr + web", ...), which no paper's code can do. Tasks share `bench-methods`' store, so step 0,
-photos, labels and the rows that both have are trained once.
+Ours without one part at a time, and published methods with what ours has. On real photographs and on digit scenes
+these are the replay buffers ("mib + web", "sdr + web", ...), which no paper's code can do; in street scenes, where ours
+takes no replay, the weight of new classes. Tasks share `bench-methods`' store, so step 0, photos, labels and the rows
+that both have are trained once.
 
     python benchmarks/bench_methods_ablation.py [--scenarios real_photos,digits] [--seeds 0,1] [--only mib+far]
 """
@@ -33,9 +34,16 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "random_rows": {"init": "random"},
         "merged_labels": {"merged": True},
     },
+    "camvid": {
+        "replaygen": {},
+        "even_weights": {"new_weight": 1.0},
+        "without_distillation": {"distil": 0.0},
+        "without_inpainting": {"inpaint": False},
+        "merged_labels": {"merged": True},
+    },
 }
 """Ours, and what changes when one part is taken away or put in."""
-FIELD_WITH_REPLAY = ("finetune", "frozen", "lwf", "ilt", "mib", "sdr", "plop", "ewf")
+FIELD = ("finetune", "frozen", "lwf", "ilt", "mib", "sdr", "plop", "ewf")
 
 
 def main() -> None:
@@ -58,11 +66,10 @@ def recipe_of(scenario: str, seeds: int) -> Any:
     rows = [MethodTable.model_validate({**ours, **changes, "name": name}) for name, changes in OWN[scenario].items()]
     only = _listed("--only", [])
     source = ours["replay"]
-    ratio = ours.get("r_old", 1.0)
-    for name in FIELD_WITH_REPLAY:
+    given = {"replay": source, "r_old": ours.get("r_old", 1.0)} if source else {"new_weight": ours["new_weight"]}
+    for name in FIELD:
         row = field.get(name, MethodTable(name=name, trainer=name)).model_dump()
-        told = {**row, "name": f"{name}+{source}", "replay": source, "r_old": ratio}
-        rows.append(MethodTable.model_validate(told))
+        rows.append(MethodTable.model_validate({**row, "name": f"{name}+{source or 'weight'}", **given}))
     if only:
         rows = [row for row in rows if row.name in only]
     train = recipe.table.train.model_copy(update={"seeds": tuple(range(seeds))})

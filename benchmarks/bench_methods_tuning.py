@@ -47,6 +47,13 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             "zoom 2, chosen, new x 2": {**PLAIN, "replay": "far_plus", "new_weight": 2.0},
         },
     },
+    "real_photos_person": {
+        "replaygen": {
+            "zoom 2, chosen": {**PLAIN, "replay": "far"},
+            "zoom 2, chosen, distil 0.3": {**PLAIN, "replay": "far", "distil": 0.3},
+            "zoom 2, chosen, distil 1": {**PLAIN, "replay": "far", "distil": 1.0},
+        },
+    },
     "digits": {
         "recall": {"published": {"replay": "photos", "init": "balanced"}},
         "replaygen": {
@@ -92,12 +99,13 @@ TRIALS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         },
     },
 }
-HOLDOUT = {"real_photos": 4, "digits": 4, "camvid": 5}
+HOLDOUT = {"real_photos": 4, "real_photos_person": 4, "digits": 4, "camvid": 5}
 MORE = {
     "real_photos": {"helper": ("web", {"labeler": "helper"}), "far": ("web", {"zoom": 2.0}),
                     "farther": ("web", {"zoom": 3.0}), "far_helper": ("web", {"zoom": 2.5, "labeler": "helper"}),
                     "far_plus": ("plus", {"zoom": 2.0}),
                     "far_plus_300": ("plus", {"zoom": 2.0, "count": 300})},
+    "real_photos_person": {},
     "digits": {"helper": ("photos", {"labeler": "helper"})},
     "camvid": {},
 }  # fmt: skip

@@ -218,7 +218,7 @@ def labels() -> list[str]:
 SCENARIOS = {
     "real_photos": "Real photographs, cat, dog / horse / cow / sheep, replay from web photos",
     "real_photos_person": "The same with people in the base, of whom there are no photos",
-    "camvid": "Street scenes, CamVid 6-1 partitioned, replay from generators fitted on each step",
+    "camvid": "Street scenes, CamVid 6-1 partitioned, RECALL's replay from generators fitted on each step",
     "digits": "Digit scenes, 5-1, replay from pictures of other handwriting",
 }
 
@@ -230,7 +230,8 @@ def methods() -> list[str]:
         lines += [
             "**Every method on the same data** (`make bench-methods`; trials on held-out training images, more of them "
             "for ours, are in `methods-tuning.json`; on photos ours is RECALL trained on photos that are chosen "
-            "as RECALL+ chooses and seen from farther away):",
+            "as RECALL+ chooses and seen from farther away; in street scenes it takes no replay, new classes weigh more "
+            "and the old model's soft labels hold the others):",
             "",
         ]
         for scenario, title in SCENARIOS.items():

@@ -2,8 +2,8 @@
 
 Four scenarios: real photographs with and without people, street scenes (CamVid 6-1, partitioned) and digit scenes. The
 settings of each method stand in the recipes' `[methods.NAME]`; they were chosen on a held-out part of train, with more
-trials for ours than for the others (`bench_methods_tuning.py` lists them). Each (method, seed) is a chain of cached tasks that share step 0 and photos, in
-`data/bench-methods`, so the table grows over days and is rebuilt in minutes.
+trials for ours than for the others (`bench_methods_tuning.py` lists them). Each (method, seed) is a chain of cached
+tasks that share step 0 and photos, in `data/bench-methods`, so the table grows over days and is rebuilt in minutes.
 
     python benchmarks/bench_methods.py [--scenarios real_photos,digits] [--seeds 0,1,2] [--only mib,plop] [--quick]
 

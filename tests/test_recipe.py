@@ -28,7 +28,7 @@ def _mutations(word: str, random_: random.Random) -> list[str]:
 
 
 def test_every_misspelt_key_is_refused_with_the_right_suggestion(workspace: Workspace, repository: Path) -> None:
-    """Row 20: each key and table name of every shipped recipe, misspelt in two of five ways; 90 % get the right hint."""
+    """Row 20: each key and table of every shipped recipe, misspelt in two of five ways; 90 % get the right hint."""
     random_ = random.Random(20)
     texts = [path.read_text() for path in sorted((repository / "pipelines").glob("*.toml"))]
     texts += [BUILD_ONLY.format(data=workspace.data), TRAINING.format(data=workspace.data)]

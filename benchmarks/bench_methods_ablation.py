@@ -11,6 +11,7 @@ that both have are trained once.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,11 +53,11 @@ def main() -> None:
     for seed in seeds:
         for scenario in scenarios:
             run(scenario, seed + 1)
-            write("methods-ablation", {name: table(name, max(seeds) + 1) for name in scenarios})
+            write("methods-ablation", {name: rows for name in OWN if (rows := table(name, max(seeds) + 1))})
 
 
-def recipe_of(scenario: str, seeds: int) -> Any:
-    """The scenario's recipe with the ablation's rows."""
+def recipe_of(scenario: str, seeds: int, only: Sequence[str] = ()) -> Any:
+    """The scenario's recipe with the ablation's rows, or with some of them."""
     from replaygen.plan import Recipe
     from replaygen.plan.tables import MethodTable
 
@@ -64,7 +65,6 @@ def recipe_of(scenario: str, seeds: int) -> Any:
     field = recipe.table.field_rows()
     ours = field["replaygen"].model_dump()
     rows = [MethodTable.model_validate({**ours, **changes, "name": name}) for name, changes in OWN[scenario].items()]
-    only = _listed("--only", [])
     source = ours["replay"]
     given = {"replay": source, "r_old": ours.get("r_old", 1.0)} if source else {"new_weight": ours["new_weight"]}
     for name in FIELD:
@@ -81,22 +81,29 @@ def run(scenario: str, seeds: int) -> None:
     from replaygen.cli.app import executed
     from replaygen.store import Store
 
-    recipe = recipe_of(scenario, seeds)
+    recipe = recipe_of(scenario, seeds, _listed("--only", []))
     run_table = recipe.table.run.model_copy(update={"workers": WORKERS})
     executed(replace(recipe, table=recipe.table.model_copy(update={"run": run_table})), Store(_store()), as_json=True)
 
 
 def table(scenario: str, seeds: int) -> dict[str, Any]:
-    """row -> column -> list over the seeds that stand; `brings`: ours minus the row, mean over their common seeds."""
+    """row -> column -> list over the seeds that stand; `brings`: ours minus the row, mean over their common seeds.
+
+    Empty where nothing was run, or the data are not there.
+    """
     from replaygen.cli.bench import figures
+    from replaygen.errors import ReplaygenError
     from replaygen.runs.results import read_result
     from replaygen.store import Store
 
-    told = figures(read_result(recipe_of(scenario, seeds).plan(Store(_store()))))
+    try:
+        told = figures(read_result(recipe_of(scenario, seeds).plan(Store(_store()))))
+    except (OSError, ReplaygenError):
+        return {}
     rows: dict[str, Any] = {
         name: {column: _numbers(getattr(one, column), 1 if column == "seconds" else 2) for column in COLUMNS}
         for name, one in told.items()
-        if one.all
+        if any(value is not None for value in one.all)
     }
     ours = rows.get("replaygen", {"all": []})["all"]
     for row in rows.values():

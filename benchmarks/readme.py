@@ -239,8 +239,9 @@ def methods() -> list[str]:
                 lines += _field(told["figures"][scenario], title)
     ablation = load("methods-ablation")
     if ablation is not None:
-        lines += ["**What each part brings** (`make bench-methods-ablation`), all-class mIoU:", ""]
         names = [name for name in SCENARIOS if name in ablation["figures"]]
+        most = seeds(max((row["all"] for name in names for row in ablation["figures"][name].values()), key=len))
+        lines += [f"**What each part brings** (`make bench-methods-ablation`, {most}), all-class mIoU:", ""]
         lines += ["| | " + " | ".join(SCENARIOS[name].partition(",")[0].lower() for name in names) + " |"]
         lines += ["| --- |" + " ---: |" * len(names)]
         for row in dict.fromkeys(row for name in names for row in ablation["figures"][name]):

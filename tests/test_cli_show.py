@@ -13,7 +13,9 @@ from conftest import TRAINING, Workspace
 from test_report import EVIL, Maker, small_world
 from test_report_labels import Walk, judged, whole
 
-from replaygen.cli.showing import MOST_ROWS, _as_json, _lines
+from replaygen.cli.showing import MOST_ROWS, _as_json, _judged, _lines, _write
+from replaygen.report.sheets import MOST_FLICKR, PAGE_SAMPLES, SHEET_SAMPLES, fair
+from replaygen.runs import replay_sets
 
 ORDER = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = TRAINING.partition("[[method]]")[0] + '[[method]]\nname = "web"\ntrainer = "recall"\nreplay = "photos"\n'
@@ -80,18 +82,39 @@ def test_the_page_of_rejected_is_written(where: tuple[Path, str]) -> None:
     assert "Rejected: " not in (root / "kept.html").read_text(encoding="utf-8")
 
 
-def test_a_page_holds_a_sheet_of_every_set(where: tuple[Path, str]) -> None:
-    """Of one class those of every source and model, of all classes all of them, in the order of learning."""
+def test_a_page_holds_a_sheet_of_every_class(where: tuple[Path, str]) -> None:
+    """Without a class, in the order of learning."""
     root, recipe = where
-    told = json.loads(replaygen("show", recipe, "--rejected", "--json", cwd=root).stdout)["judged"]
-    for name, expected in (("zero", [one for one in told if one["class"] == "zero"]), (None, told)):
-        done = replaygen("show", recipe, *([name] if name else []), "--out", "sheets.html", cwd=root)
-        assert done.returncode == 0, done.stderr
-        text = (root / "sheets.html").read_text(encoding="utf-8")
-        heads = re.findall(r"<h2>(\w+)</h2>", text)
-        assert sorted(heads) == sorted(one["class"] for one in expected)
-        assert list(dict.fromkeys(heads)) == [one for one in ORDER if one in heads]
-        assert len(set(re.findall(r" · source (\w+)", text))) == len({one["source"] for one in expected})
+    slots = [row["slot"] for row in json.loads(replaygen("show", recipe, "--json", cwd=root).stdout)["replay"]]
+    assert replaygen("show", recipe, "--out", "sheets.html", cwd=root).returncode == 0
+    heads = re.findall(r"<h2>(\w+)</h2>", (root / "sheets.html").read_text(encoding="utf-8"))
+    assert len(heads) == 9
+    assert heads == [name for name in ORDER if any(slot.endswith(f"/{name}") for slot in slots)]
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_a_page_holds_every_source_and_thirty_photos_of_flickr(tmp_path: Path, rejected: bool) -> None:
+    """Of one class sets of three sources, two of them Flickr's: each has its sheet, and all together keep the terms."""
+    maker = Maker(tmp_path / "store", small_world())
+    for source, photos in (("web", "flickr"), ("more", "flickr"), ("own", "folder")):
+        whole(maker, 40, source=source, photos=photos)
+    sets = replay_sets(maker.plan())
+    assert len(sets) == 3
+    _write(tmp_path / "cat.html", sets, _judged(sets) if rejected else {}, None)
+    text = (tmp_path / "cat.html").read_text(encoding="utf-8")
+    assert re.findall(r" · source (\w+)", text) == ["web", "more", "own"]
+    assert "<h1>cat: replay from web, more, own</h1>" in text
+    assert ("Rejected: unsure" in text) == rejected
+    shown = [set(re.findall(r'data-sample="([^"]+)"', one)) for one in text.split("<section")[1:]]
+    assert [len(ids) > 10 for ids in shown] == [True, True, True]
+    assert 20 <= sum(one.startswith("cat-flickr-") for ids in shown for one in ids) <= MOST_FLICKR
+
+
+def test_a_page_of_many_sets_shows_fewer_of_each() -> None:
+    """A page has room for so many pictures; what is asked for by number is shown."""
+    assert fair(PAGE_SAMPLES, 1, SHEET_SAMPLES) == SHEET_SAMPLES
+    assert fair(PAGE_SAMPLES, 40, SHEET_SAMPLES) == 12
+    assert fair(PAGE_SAMPLES, 10_000, SHEET_SAMPLES) == 6
 
 
 def test_an_unknown_class_names_the_nearest(where: tuple[Path, str]) -> None:

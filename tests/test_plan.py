@@ -30,6 +30,16 @@ def test_how_changes_no_key(workspace: Workspace) -> None:
     assert list(plain.tasks) == list(other.tasks)
 
 
+def test_a_weight_of_new_classes_changes_only_what_reads_it(workspace: Workspace) -> None:
+    """Step 0 and joint training have no old classes: what comes before the first step, and joint, keep their keys."""
+    plain, heavy = (_plan(workspace, TRAINING, **more).slots for more in ({}, {"train__fit__new_weight": 8.0}))
+    same = {slot for slot in plain if plain[slot] == heavy[slot]}
+    trained = {slot for slot in plain if slot.startswith("train/")}
+    assert trained & same == {slot for slot in trained if slot.startswith(("train/base/", "train/joint/"))} != set()
+    assert trained - same
+    assert not any(slot.startswith("label/") and "/base/" in slot for slot in plain.keys() - same)
+
+
 def test_every_task_stands_behind_its_inputs(workspace: Workspace) -> None:
     """Order and closure: an input's key is planned before the task that reads it."""
     seen: set[str] = set()

@@ -604,7 +604,7 @@ def test_a_sheet_of_its_own_keeps_to_thirty(tmp_path: Path) -> None:
 
 def test_a_sheet_of_rejected_has_a_strip_a_reason(plan: Plan, tmp_path: Path) -> None:
     """In the order of the counts, with the picture, the label where there is one, words and scores."""
-    shown = judged_sheet(judged(plan), labelled="the step-0 model, seed 0")
+    shown = judged_sheet(judged(plan), labelled=["the step-0 model, seed 0"])
     titles = [strip.title for strip in shown.strips]
     assert titles[0] == "Rejected: unsure"
     assert titles[-1] == "Erased"

@@ -27,7 +27,9 @@ def show(
     class_name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="a class of the recipe")] = None,
     rejected: Annotated[bool, typer.Option("--rejected", help="what was refused, why, and by which score")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="write the contact sheets to this HTML file")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="samples shown of a set")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="samples shown of a set; many sets show fewer")
+    ] = None,
     changes: Set = None,
     cache_root: Cache = None,
     as_json: Json = False,
@@ -89,24 +91,26 @@ def _judged(sets: Mapping[str, ReplaySet]) -> dict[str, Judgement]:
 def _write(out: Path, sets: Mapping[str, ReplaySet], judged: Mapping[str, Judgement], limit: int | None) -> None:
     """A page with a sheet of every set, in the order of their classes; with what was rejected where that is asked."""
     from replaygen.report.sheets import (
+        PAGE_SAMPLES,
         SHEET_SAMPLES,
         below_each_other,
+        fair,
         in_order,
         save_sheets,
         sheets_of,
-        spoken,
         told_once,
     )
 
     found = in_order(told_once(sets))
     if not judged:
-        save_sheets(sheets_of(found, SHEET_SAMPLES if limit is None else limit), out)
+        save_sheets(sheets_of(found, fair(PAGE_SAMPLES, len(found), SHEET_SAMPLES) if limit is None else limit), out)
         return
-    from replaygen.report.strips import judged_sheet
+    from replaygen.report.strips import MOST_REJECTED, PAGE_TILES, judged_sheet
+
+    most = fair(PAGE_TILES, len(found), MOST_REJECTED) if limit is None else limit
 
     def draw(one: Told, flickr: int) -> Sheet:
-        judgement = judged[one.slot]
-        return judged_sheet(judgement, limit, labelled=spoken(judgement.labelled), flickr=flickr)
+        return judged_sheet(judged[one.slot], most, labelled=one.labelled(), flickr=flickr)
 
     save_sheets(below_each_other(found, draw), out)
 

@@ -56,8 +56,8 @@ def resolve_rows(recipe: RecipeTable, *, workspace: Path, where: str) -> Rows:
     """
     base_method = read_method(find_trainer("finetune", workspace))
     base_fit = _fit(recipe.train.fit, recipe.train.base, "[train.base]", where)
-    base = Row("base", base_method, base_fit, dict(base_method.options), None, None)
-    helper = _fit(recipe.train.fit, recipe.train.helper, "[train.helper]", where)
+    base = Row("base", base_method, _no_old_classes(base_fit), dict(base_method.options), None, None)
+    helper = _no_old_classes(_fit(recipe.train.fit, recipe.train.helper, "[train.helper]", where))
     return Rows(tuple(_row(recipe, row, workspace, where) for row in recipe.method), base, helper)
 
 
@@ -110,8 +110,15 @@ def _row(recipe: RecipeTable, table: MethodTable, workspace: Path, where: str) -
     asked = method.inpaint if table.inpaint is None else table.inpaint
     inpaint = (recipe.relabel.mode if asked else None) if isinstance(asked, bool) else asked
     fitted = _fit(recipe.train.fit, fit, f"method {table.name!r}", where)
+    if method.all_data:
+        fitted = _no_old_classes(fitted)
     knows = table.replay is not None and (method.knowledge if table.knowledge is None else table.knowledge)
     return Row(table.name, method, fitted, own, table.replay, inpaint, knows, table.ahead)
+
+
+def _no_old_classes(fit: dict[str, Any]) -> dict[str, Any]:
+    """Fit options of a training in which every class is new: `new_weight` is not read, so it is in no key."""
+    return {name: value for name, value in fit.items() if name != "new_weight"}
 
 
 def _check_ahead(recipe: RecipeTable, table: MethodTable, where: str) -> None:

@@ -16,7 +16,7 @@ from replaygen.report.examples import shows
 from replaygen.report.files import write_text
 from replaygen.report.labels import judge
 from replaygen.report.pictures import Thumb, overlay, photo
-from replaygen.report.text import cut, plain
+from replaygen.report.text import cut, few, plain
 from replaygen.runs.behind import ancestors, identity, is_judged
 from replaygen.runs.proof import licence_told
 from replaygen.runs.replay import ReplaySample, ReplaySet
@@ -179,8 +179,7 @@ def save_sheets(sheets: Sequence[Sheet], path: str | Path) -> Path:
     """Write sheets below each other as one HTML file that asks for nothing outside itself; complete or not at all."""
     from replaygen.report.page import render
 
-    names, sources = (list(dict.fromkeys(getattr(one, of) for one in sheets)) for of in ("name", "source"))
-    title = f"{', '.join(names)}: replay from {', '.join(sources)}"
+    title = f"{few(one.name for one in sheets)}: replay from {few(one.source for one in sheets)}"
     return write_text(Path(path), render("sheet_page.html", sheets=sheets, title=title))
 
 
@@ -288,7 +287,7 @@ def sheets(plan: Plan, seed: int | None = None, *, flickr: int = MOST_FLICKR) ->
     from replaygen.runs.replay import replay_sets
 
     found = in_order(told_once(replay_sets(plan), seed))
-    limit = whole_pages(max(6, min(MOST_SAMPLES, PAGE_SAMPLES // max(1, len(found)))))
+    limit = whole_pages(fair(PAGE_SAMPLES, len(found), MOST_SAMPLES))
     return sheets_of(found, limit, flickr=flickr)
 
 
@@ -317,8 +316,12 @@ def below_each_other(
 
 
 def _sheet_of(one: Told, limit: int, flickr: int) -> Sheet:
-    who = [spoken(chain) or "the data set's own labels" for chain in one.chains]
-    return sheet(one.replay_set, limit, labelled=who, flickr=flickr)
+    return sheet(one.replay_set, limit, labelled=one.labelled(), flickr=flickr)
+
+
+def fair(page: int, sets: int, most: int) -> int:
+    """Samples of each of so many sets, `most` where a page of so many samples has room for them, 6 at least."""
+    return max(6, min(most, page // max(1, sets)))
 
 
 def whole_pages(samples: int) -> int:
@@ -333,6 +336,10 @@ class Told:
     slot: str
     replay_set: ReplaySet
     chains: tuple[str, ...]
+
+    def labelled(self) -> list[str]:
+        """Who labelled it, in words."""
+        return [spoken(chain) or "the data set's own labels" for chain in self.chains]
 
 
 def told_once(sets: Mapping[str, ReplaySet], seed: int | None = None) -> list[Told]:

@@ -210,17 +210,18 @@ def _in_order(order: Sequence[Judged], taken: Sequence[Judged]) -> list[Judged]:
 
 
 def judged_sheet(
-    judgement: Judgement, limit: int | None = None, *, labelled: str = "", flickr: int = MOST_FLICKR
+    judgement: Judgement, limit: int | None = None, *, labelled: Sequence[str] = (), flickr: int = MOST_FLICKR
 ) -> Sheet:  # fmt: skip
     """A contact sheet with the rejected samples of a set, a strip a reason, best score first, and what was erased.
 
     Args:
         limit: rejected samples shown, `MOST_REJECTED` unless another number is asked for; some of each reason.
         labelled: who labelled it, to be printed.
-        flickr: photos of Flickr that may be shown, two thirds of them in the strips.
+        flickr: photos of Flickr that may be shown, two thirds of them in the strips, at most 30 whatever is asked for.
     """
+    flickr = max(0, min(flickr, MOST_FLICKR))
     most = max(0, min(MOST_REJECTED if limit is None else limit, PAGE_TILES))
-    pictures = Pictures(judgement, flickr * 2 // 3)
+    pictures = Pictures(judgement, -(-flickr * 2 // 3))
     chosen = _in_order(judgement.rejected, [one for one in by_turns(judgement.rejected, most) if pictures.may(one)])
     erased = [one for one in judgement.erased[:FEW] if pictures.may(one)]
     strips = []
@@ -230,8 +231,7 @@ def judged_sheet(
                             looks, reason.samples - len(looks)))  # fmt: skip
     strips.append(Strip("Erased", "before and after; what went is striped", pictures.looks(erased),
                         len(judgement.erased) - len(erased), pairs=True))  # fmt: skip
-    chain, left = [labelled] if labelled else [], flickr - pictures.flickr
-    shown = sheet(judgement.replay_set, KEPT_BESIDE, labelled=chain, flickr=left)
+    shown = sheet(judgement.replay_set, KEPT_BESIDE, labelled=labelled, flickr=flickr - pictures.flickr)
     return replace(
         shown, strips=tuple(strip for strip in strips if strip.looks),
         flickr=shown.flickr + pictures.flickr, fewer=shown.fewer or pictures.fewer,

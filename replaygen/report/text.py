@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # operating system commands, such as a terminal's title
@@ -89,3 +89,9 @@ def size(count: int) -> str:
 def plural(count: int, word: str, words: str = "") -> str:
     """ "1 seed", "3 seeds"."""
     return f"{count:,} {word if count == 1 else words or word + 's'}".replace(",", "\u202f" if count > 9999 else "")
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """ "zero, one, two and 6 more": each name once."""
+    told = list(dict.fromkeys(names))
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
